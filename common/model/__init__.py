@@ -1,0 +1,1 @@
+"""The Lipschitz-constrained variational autoencoder (privacy.md, section 1)."""

@@ -1,0 +1,148 @@
+"""Layers with a declared spectral-norm bound, the projection onto it, and the certificate (privacy.md, section 1).
+
+A network here is a chain of affine maps with GroupSort between them and a fixed diagonal scale behind the last one:
+g = diag(scale) ∘ W_L ∘ a ∘ … ∘ a ∘ W_1. Since a is 1-Lipschitz, Lip(g) ≤ max(1, scale) ∏ ‖W_l‖₂.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+# The certificate is a float64 SVD times this factor, which covers the rounding of LAPACK's singular values by far.
+CERTIFICATE_SLACK = 1.0 + 1e-6
+# The fast float32 projection aims this far inside the ball: an order of magnitude above the error of its eigenvalues.
+FAST_MARGIN = 2e-5
+
+
+def group_sort(x: Tensor) -> Tensor:
+    """GroupSort with groups of two: sorts the pairs (i, i + n/2) of the last axis, whose length n must be even.
+
+    A permutation at every point, hence 1-Lipschitz and gradient-norm preserving (Anil, Lucas, Grosse 2019), and
+    a(0) = 0. Shape is kept.
+    """
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((torch.maximum(first, second), torch.minimum(first, second)), dim=-1)
+
+
+def spectral_norm_bound(weight: Tensor) -> float:
+    """Upper bound of ‖weight‖₂ for a matrix of shape (out, in): float64 SVD times 1 + 1e-6.
+
+    Infinity if an entry is not finite, so that a broken network can never pass a certificate.
+    """
+    matrix = weight.detach().to("cpu", torch.float64)
+    if not torch.isfinite(matrix).all():
+        return math.inf
+    return float(torch.linalg.matrix_norm(matrix, ord=2)) * CERTIFICATE_SLACK
+
+
+def certificate(weights: Iterable[Tensor], output_scale: float = 1.0) -> float:
+    """L_d = max(1, output_scale) ∏ ‖W_l‖₂ over the weight matrices of a network: an upper bound of its modulus."""
+    return max(1.0, output_scale) * math.prod(spectral_norm_bound(weight) for weight in weights)
+
+
+def project_spectral(weight: Tensor, bound: float) -> Tensor:
+    """P_s(W) = U min(Σ, s) Vᵀ, the Frobenius-nearest matrix with ‖·‖₂ ≤ s; non-expansive (privacy.md, section 1).
+
+    Computed in float64 and returned in the dtype of `weight`; the result satisfies
+    `spectral_norm_bound(result) <= bound`, rounding included. A matrix that satisfies it already is returned as it is.
+    """
+    if spectral_norm_bound(weight) <= bound:
+        return weight.detach().clone()
+    left, singular, right = torch.linalg.svd(weight.detach().to("cpu", torch.float64), full_matrices=False)
+    # Slack for the certificate's own factor and for rounding the entries back to float32.
+    room = bound / CERTIFICATE_SLACK * (1.0 - 4.0 * torch.finfo(torch.float32).eps)
+    projected = (left * singular.clamp(max=room)) @ right
+    result = projected.to(weight.dtype)
+    excess = spectral_norm_bound(result)
+    if excess > bound:  # rounding of a large matrix: shrinking the whole matrix stays inside the ball
+        result = (projected * (bound / excess * (1.0 - torch.finfo(torch.float32).eps))).to(weight.dtype)
+    return result.to(weight.device)
+
+
+@torch.no_grad()
+def project_spectral_(weight: Tensor, bound: float) -> None:
+    """Project `weight` (out, in) in place onto ‖·‖₂ ≤ bound, fast: the version for every optimiser step.
+
+    With G = WᵀW (or WWᵀ, whichever is smaller) and b = bound (1 - 2e-5): a Cholesky factor of b²I - G exists only if
+    all singular values are below b, so its success proves that nothing is to be done. Otherwise
+    W (I - V diag(1 - b/σ)₊ Vᵀ) with the eigenvectors V of G is U min(Σ, b) Vᵀ. What leaves a site or the server goes
+    through `project_spectral` and the float64 certificate; nothing relies on this function's float32 arithmetic.
+    """
+    tall = weight.shape[0] >= weight.shape[1]
+    gram = weight.mT @ weight if tall else weight @ weight.mT
+    inner = bound * (1.0 - FAST_MARGIN)
+    margin = (-gram).diagonal_scatter(inner * inner - gram.diagonal())
+    if int(torch.linalg.cholesky_ex(margin).info) == 0:
+        return
+    eigenvalues, vectors = torch.linalg.eigh(gram)
+    shrink = 1.0 - inner / eigenvalues.clamp_min(inner * inner).sqrt()
+    excess = shrink > 0
+    vectors, shrink = vectors[:, excess], shrink[excess]
+    if tall:
+        weight -= ((weight @ vectors) * shrink) @ vectors.mT
+    else:
+        weight -= vectors @ (shrink[:, None] * (vectors.mT @ weight))
+
+
+class LipschitzMLP(nn.Module):
+    """Affine maps with GroupSort between them, every weight inside its declared spectral ball.
+
+    Maps (..., widths[0]) to (..., widths[-1]). `lipschitz` is the certificate of the whole network with
+    `output_scale`, a buffer of shape (widths[-1],), behind the last layer; each of the L layers gets the same share
+    s = (lipschitz / max(1, max|output_scale|))^(1/L). `lipschitz=None` builds the same network without constraint.
+    """
+
+    output_scale: Tensor
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        lipschitz: float | None,
+        output_scale: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if any(width % 2 for width in widths[1:-1]):
+            raise ValueError(f"hidden widths must be even, GroupSort sorts pairs (found {list(widths[1:-1])})")
+        scale = torch.ones(widths[-1]) if output_scale is None else output_scale.to(torch.float32)
+        self.register_buffer("output_scale", scale, persistent=False)
+        depth = len(widths) - 1
+        share = None if lipschitz is None else (lipschitz / max(1.0, float(scale.abs().max()))) ** (1.0 / depth)
+        self.bounds: list[float | None] = [share] * depth
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+        for layer, bound in zip(self.linears, self.bounds, strict=True):
+            nn.init.orthogonal_(layer.weight, gain=1.0 if bound is None else bound, generator=generator)
+            nn.init.zeros_(layer.bias)
+        self.project(exact=True)
+
+    @property
+    def linears(self) -> list[nn.Linear]:
+        """The affine layers in order."""
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the network to (..., widths[0])."""
+        *inner, last = self.linears
+        for layer in inner:
+            x = group_sort(layer(x))
+        return last(x) * self.output_scale
+
+    @torch.no_grad()
+    def project(self, *, exact: bool = False) -> None:
+        """Move every weight into its ball: fast after an optimiser step, `exact` before anything relies on it."""
+        for layer, bound in zip(self.linears, self.bounds, strict=True):
+            if bound is None:
+                continue
+            if exact:
+                layer.weight.copy_(project_spectral(layer.weight, bound))
+            else:
+                project_spectral_(layer.weight, bound)
+
+    def certificate(self) -> float:
+        """Upper bound of the network's Lipschitz constant, computed from its weights in float64."""
+        return certificate([layer.weight for layer in self.linears], float(self.output_scale.abs().max()))

@@ -1,0 +1,175 @@
+"""The study: the protocol that every site approves, read from study.toml.
+
+Every key has a default except the study's name and schema. An unknown key is an error that suggests the nearest one.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from common.config import Section, read_toml, validate
+from common.digest import sha256_of
+from common.errors import StudyError
+from common.schema import Schema, load_schema, parse_schema
+
+Mode = Literal["constrained", "none"]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class StudySection(Section):
+    """What the study is called and which table it models."""
+
+    name: str = Field(min_length=1, max_length=80, pattern=r"^[\w][\w .\-]*$", description="short name of the study")
+    schema_path: str = Field(
+        alias="schema", min_length=1, description="data dictionary (Frictionless Table Schema), relative to this file"
+    )
+    target: str | None = Field(default=None, description="outcome column; default: the schema's cohortium:target")
+    seed: int | None = Field(
+        default=None, ge=0, description="fixes every random choice; simulation only, refused by a hospital"
+    )
+
+
+class ModelSection(Section):
+    """The constrained variational autoencoder (privacy.md, section 1)."""
+
+    latent_dim: int = Field(default=12, ge=1, le=256, description="dimension of the latent code")
+    hidden: tuple[Annotated[int, Field(ge=4, le=4096, multiple_of=2)], ...] = Field(
+        default=(128, 128), min_length=1, max_length=6, description="widths of the hidden layers, even numbers"
+    )
+    decoder_lipschitz: Positive = Field(
+        default=40.0, description="the decoder's whole Lipschitz certificate, logit_scale included"
+    )
+    encoder_lipschitz: Positive = Field(default=8.0, description="the encoder's Lipschitz certificate")
+    logit_scale: float = Field(
+        default=5.0, ge=1, allow_inf_nan=False, description="fixed factor on every logit the decoder emits"
+    )
+
+    @model_validator(mode="after")
+    def _certificate_has_room(self) -> ModelSection:
+        if self.decoder_lipschitz < self.logit_scale:
+            raise ValueError(
+                f"decoder_lipschitz ({self.decoder_lipschitz:g}) is the whole certificate and includes logit_scale"
+                f" ({self.logit_scale:g}); it must be at least as large"
+            )
+        return self
+
+
+class TrainingSection(Section):
+    """How the sites train and what they may send."""
+
+    mode: Mode = Field(
+        default="constrained", description='"constrained", or "none": the non-private reference, simulation only'
+    )
+    rounds: Count = Field(default=60, description="rounds of federated training, fixed beforehand")
+    local_epochs: Count = Field(default=3, description="passes over the site's rows in each round")
+    batch_size: int = Field(default=128, ge=2, description="patients in a training step")
+    learning_rate: Positive = Field(default=2e-3, description="Adam's peak learning rate; cosine over the study")
+    kl_weight: Positive = Field(default=1.0, description="weight of the KL term in the ELBO")
+    update_norm: Positive = Field(
+        default=0.3, description="C: Euclidean radius onto which every site projects its decoder update"
+    )
+    min_sites: Count = Field(default=2, description="a round needs this many valid replies, else the study stops")
+    round_timeout: Positive = Field(default=1800.0, description="seconds until a round closes without late sites")
+    join_timeout: Positive = Field(default=300.0, description="seconds to wait for the sites before round 1")
+
+
+class PrivacySection(Section):
+    """What is promised and what is spent (privacy.md, sections 0 and 4)."""
+
+    delta: float = Field(default=1e-5, gt=0, lt=1, description="delta of every (epsilon, delta) statement")
+
+
+class ReleaseSection(Section):
+    """The synthetic cohort."""
+
+    rows: int = Field(default=10_000, ge=1, description="number of synthetic rows")
+    method: Literal["prior"] = Field(default="prior", description='"prior": the coordinator samples the latent prior')
+    min_patients_per_site: Count = Field(default=1, description="a site with fewer patients is left out by name")
+    min_cell_count: Count = Field(default=11, description="floor for any count about patients that is released")
+
+
+class Study(Section):
+    """The whole protocol. `sites` optionally declares the number of patients of each site, which fixes the weights."""
+
+    study: StudySection = Field(description="what the study is called and which table it models")
+    model: ModelSection = Field(default_factory=ModelSection, description="the constrained variational autoencoder")
+    training: TrainingSection = Field(
+        default_factory=TrainingSection, description="how the sites train and what they may send"
+    )
+    privacy: PrivacySection = Field(default_factory=PrivacySection, description="what is promised and what is spent")
+    release: ReleaseSection = Field(default_factory=ReleaseSection, description="the synthetic cohort")
+    sites: dict[Annotated[str, Field(pattern=r"^[\w][\w.\-]{0,63}$")], Count] = Field(
+        default_factory=dict, description="optional: patients of every site, declared beforehand (name = number)"
+    )
+
+    def document(self) -> dict[str, Any]:
+        """The study as plain JSON data; `Study.model_validate` reads it back."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+class Protocol:
+    """A study together with its schema: all that a site needs to know, and what it approves by digest."""
+
+    def __init__(self, study: Study, schema: Schema) -> None:
+        self.study = study
+        self.schema = schema
+        target = study.study.target or schema.target
+        if target is not None and (target not in schema.names or schema[target].is_numeric):
+            raise StudyError(
+                f"[study] target = {target!r} is not a categorical or boolean column of the schema",
+                fix=f"name one of: {', '.join(c.name for c in schema.columns if not c.is_numeric)}",
+            )
+        self.target = target
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) over the study and its schema, without the schema's file name."""
+        document = self.study.document()
+        document["study"].pop("schema")
+        return sha256_of({"study": document, "schema": dict(self.schema.descriptor)})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data that `from_json` turns back into an equal protocol."""
+        return {"study": self.study.document(), "schema": dict(self.schema.descriptor)}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Protocol:
+        """Read what `to_json` wrote; `StudyError` or `SchemaError` if it is not valid."""
+        return cls(
+            validate(Study, document.get("study"), "received study", StudyError), parse_schema(document.get("schema"))
+        )
+
+
+def load_protocol(path: str | Path, overrides: Iterable[str] = ()) -> Protocol:
+    """Read study.toml and the schema it names; `overrides` are "section.key=value" as in `--set`.
+
+    Raises `StudyError` or `SchemaError` with one message that lists every problem found.
+    """
+    path = Path(path)
+    document = read_toml(path, StudyError, fix="check the path, or write a study with `cohortium init`")
+    for override in overrides:
+        _apply_override(document, override)
+    study = validate(Study, document, str(path), StudyError)
+    return Protocol(study, load_schema(path.parent / study.study.schema_path))
+
+
+def _apply_override(document: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not separator or not dot or not name:
+        raise StudyError(f"--set {override!r} is not section.key=value", fix="for example --set training.rounds=20")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word is meant as a string, as on any command line
+    target = document.setdefault(section, {})
+    if not isinstance(target, dict):
+        raise StudyError(f"--set {override!r}: {section!r} is not a section", fix="use section.key=value")
+    target[name] = value

@@ -1,0 +1,258 @@
+"""Tables of patients or synthetic rows: one float64 matrix beside its schema.
+
+Reading never guesses a dtype (a code "01" stays "01") and never quotes a value: problems are counted by kind and
+located by row number.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.cells import MOST_ROWS_NAMED, ColumnReport, parse_column, row_list
+from common.errors import DataError
+from common.schema import EPOCH, Column, Schema
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OutOfBounds = Literal["clip", "refuse"]
+SUFFIXES = (".csv", ".parquet")
+BATCH = 20_000  # CSV rows held as Python strings at a time
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that fit a schema.
+
+    `values` has shape (rows, columns), float64, columns in schema order; NaN is missing, a categorical value is the
+    index of its level, a date the number of days since 1970-01-01.
+    """
+
+    schema: Schema
+    values: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.values[:, self.schema.index(name)]
+
+    def to_frame(self) -> pd.DataFrame:
+        """A data frame: float64 (NaN is missing), Int64, category, boolean, and date objects (None is missing)."""
+        import pandas as pd  # here because reading a table does not need it
+
+        return pd.DataFrame({c.name: _to_series(self.values[:, j], c) for j, c in enumerate(self.schema.columns)})
+
+    def to_csv(self, target: Path | TextIO, *, header: bool = True) -> None:
+        """Write the rows in the spelling that `read_table` reads back under the same schema."""
+        frame, marks = self.to_frame(), self.schema.missing_values
+        for column in self.schema.columns:
+            if column.kind == "boolean":
+                words: Any = {True: column.true_values[0], False: column.false_values[0]}
+                frame[column.name] = frame[column.name].map(words)
+        frame.to_csv(target, index=False, header=header, na_rep="" if "" in marks else marks[0], lineterminator="\n")
+
+
+def _to_series(values: np.ndarray, column: Column) -> pd.Series:
+    import pandas as pd
+
+    missing = np.isnan(values)
+    if column.kind == "number":
+        return pd.Series(values)
+    if column.kind == "categorical":
+        codes = np.where(missing, -1, values).astype(np.int16)
+        return pd.Series(pd.Categorical.from_codes(codes.tolist(), categories=list(column.levels)))
+    whole = np.where(missing, 0, values).astype(np.int64)
+    if column.kind == "integer":
+        return pd.Series(pd.arrays.IntegerArray(whole, missing))
+    if column.kind == "boolean":
+        return pd.Series(pd.arrays.BooleanArray(whole.astype(bool), missing))
+    days = np.datetime64(EPOCH) + whole.astype("timedelta64[D]")
+    dates: list[datetime.date | None] = days.astype("datetime64[D]").tolist()
+    return pd.Series([None if gone else day for day, gone in zip(dates, missing, strict=True)], dtype=object)
+
+
+@dataclass(frozen=True)
+class TableReport:
+    """What reading a file found, column by column."""
+
+    source: str
+    rows: int
+    columns: tuple[ColumnReport, ...]
+    undeclared: tuple[str, ...]
+
+    @property
+    def clipped(self) -> int:
+        """Number of values outside their declared bounds."""
+        return sum(column.below + column.above for column in self.columns)
+
+    def problems(self, out_of_bounds: OutOfBounds = "clip") -> list[str]:
+        """Every reason why the file cannot be used under this policy, in words without values."""
+        if out_of_bounds not in ("clip", "refuse"):
+            raise ValueError(f"out_of_bounds must be 'clip' or 'refuse', not {out_of_bounds!r}")
+        found = []
+        for column in self.columns:
+            outside = column.below + column.above
+            if outside and out_of_bounds == "refuse":
+                found.append(
+                    f"column {column.name!r}: {column.below} value(s) below the minimum and {column.above} above the"
+                    f" maximum (data rows {row_list(column.bounds_rows, outside)})"
+                )
+            if column.invalid:
+                found.append(
+                    f"column {column.name!r}: {column.invalid} value(s) are not {column.expected}"
+                    f" (data rows {row_list(column.invalid_rows, column.invalid)})"
+                )
+            if column.missing_but_required:
+                found.append(
+                    f"column {column.name!r}: {column.missing_but_required} missing value(s) in a required column"
+                    f" (data rows {row_list(column.required_rows, column.missing_but_required)})"
+                )
+        return found
+
+
+def read_table(path: str | Path, schema: Schema, *, out_of_bounds: OutOfBounds = "clip") -> tuple[Table, TableReport]:
+    """Read a CSV or Parquet file that must fit `schema`; raise `DataError` listing every problem at once.
+
+    Values outside declared bounds are moved to the bound and counted (`out_of_bounds="clip"`) or refused ("refuse").
+    """
+    table, report = inspect_table(path, schema)
+    problems = report.problems(out_of_bounds)
+    if problems:
+        listing = "\n".join(f"  - {problem}" for problem in problems)
+        raise DataError(
+            f"{path}: the file does not fit the schema\n{listing}",
+            fix="correct the file, or have the consortium change the schema; `cohortium-site check` shows every column",
+        )
+    return table, report
+
+
+def inspect_table(path: str | Path, schema: Schema) -> tuple[Table, TableReport]:
+    """Read a file and report on every column; unusable cells become missing in the returned table.
+
+    Raises `DataError` only for what leaves nothing to report on: an unreadable file, a missing or repeated column, no
+    rows.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError(f"{path}: unknown file type {path.suffix!r}", fix="use a .csv or .parquet file")
+    read = _read_parquet if path.suffix.lower() == ".parquet" else _read_csv
+    try:
+        header, arrays = read(path, schema)
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not UTF-8 text", fix="export the file as UTF-8") from None
+    except (csv.Error, pa.ArrowException):  # their text may quote a row, so it is not repeated
+        kind = "Parquet" if read is _read_parquet else "CSV"
+        raise DataError(
+            f"{path}: not a well-formed {kind} file (broken quotes, or cut off)", fix="export it again"
+        ) from None
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror or 'not readable'})",
+            fix="check the path and its permissions",
+        ) from None
+    rows = len(arrays[0])
+    if rows == 0:
+        raise DataError(f"{path}: no data rows", fix="a site needs at least one patient; check the export")
+    values = np.empty((rows, len(schema.columns)))
+    reports = []
+    for j, column in enumerate(schema.columns):
+        values[:, j], column_report = parse_column(arrays[j], column, schema.missing_values)
+        reports.append(column_report)
+    undeclared = tuple(name for name in header if name not in schema.names)
+    return Table(schema, values), TableReport(str(path), rows, tuple(reports), undeclared)
+
+
+def read_header(file: TextIO, source: Path) -> list[str]:
+    """The column names on the first line of an open CSV file, of which nothing further is read.
+
+    Raises `DataError` for an empty file, another separator than the comma, or a quote that does not close.
+    """
+    line = file.readline()
+    header = next(csv.reader([line], strict=True), []) if line.strip() else []
+    if not header:
+        raise DataError(f"{source}: the first line is empty", fix="the file must start with the column names")
+    if len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
+        raise DataError(
+            f"{source}: the header is one field; columns must be separated by commas",
+            fix="export the file as comma-separated CSV",
+        )
+    return header
+
+
+def _check_header(header: list[str], schema: Schema, path: Path) -> None:
+    absent = [name for name in schema.names if name not in header]
+    if len(absent) == len(schema.names):
+        # The first line is then perhaps a patient's, so none of it is shown.
+        raise DataError(
+            f"{path}: no column of the schema is in the header",
+            fix="check that the first line holds the column names, spelled as in the schema",
+        )
+    occurrences = Counter(header)
+    problems = [f"column {n!r} occurs {occurrences[n]} times" for n in schema.names if occurrences[n] > 1]
+    problems += [f"column {name!r} is missing" for name in absent]
+    if problems:
+        undeclared = [repr(name) for name in header if name not in schema.names]
+        extra = f"\n  columns that the schema does not declare: {', '.join(undeclared)}" if undeclared else ""
+        listing = "\n".join(f"  - {problem}" for problem in problems)
+        raise DataError(
+            f"{path}: {len(problems)} problem(s) in the header\n{listing}{extra}",
+            fix="the file needs every column of the schema once, spelled as there",
+        )
+
+
+def _read_csv(path: Path, schema: Schema) -> tuple[list[str], list[pa.ChunkedArray]]:
+    """Header, and every cell of the declared columns as written."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = read_header(file, path)
+        _check_header(header, schema, path)
+        positions = [header.index(name) for name in schema.names]
+        chunks: list[list[pa.Array]] = [[] for _ in positions]
+        batch: list[list[str]] = []
+
+        def flush() -> None:
+            cells = list(zip(*batch, strict=True))
+            for chunk, position in zip(chunks, positions, strict=True):
+                chunk.append(pa.array(cells[position] if cells else [], pa.string()))
+            batch.clear()
+
+        ragged: list[int] = []
+        width, number = len(header), 0
+        # `strict` refuses broken quotes, which would swallow rows (Arrow's and pandas' readers let some pass).
+        for row in csv.reader(file, strict=True):
+            if not row or (len(row) == 1 < width and not row[0].strip()):
+                continue
+            number += 1
+            if len(row) == width:
+                batch.append(row)
+            else:
+                ragged.append(number)
+            if len(batch) == BATCH:
+                flush()
+        flush()
+    if ragged:
+        raise DataError(
+            f"{path}: {len(ragged)} row(s) have more or fewer fields than the header's {width}"
+            f" (data rows {row_list(tuple(ragged[:MOST_ROWS_NAMED]), len(ragged))})",
+            fix="export it again; a text with commas must stand in quotes",
+        )
+    return header, [pa.chunked_array(chunk) for chunk in chunks]
+
+
+def _read_parquet(path: Path, schema: Schema) -> tuple[list[str], list[pa.ChunkedArray]]:
+    """Column names, and the declared columns as stored."""
+    with path.open("rb") as file:
+        parquet = pq.ParquetFile(file)
+        header = list(parquet.schema_arrow.names)
+        _check_header(header, schema, path)
+        table = parquet.read(columns=list(schema.names))
+        return header, [table.column(name) for name in schema.names]

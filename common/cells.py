@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from common.schema import EPOCH, Column
+from common.schema import Column, parse_date
 
 pc: Any = pyarrow.compute  # its functions are made at run time, where a type checker cannot see them
 MOST_ROWS_NAMED = 5
@@ -60,6 +58,10 @@ def parse_column(
     missing = _mask(array.is_null(nan_is_null=pa.types.is_floating(array.type)))
     if pa.types.is_string(array.type):
         missing |= _mask(pc.is_in(array, value_set=pa.array(missing_values, pa.string())))
+    elif pa.types.is_integer(array.type) or pa.types.is_floating(array.type):
+        # In a typed column the spelling "-9" for missing is the number -9.
+        marks = [float(mark) for mark in missing_values if re.fullmatch(PLAIN_NUMBER, mark, re.ASCII)]
+        missing |= np.isin(_floats(array), marks)
     if column.kind in ("categorical", "boolean"):
         parsed, expected = _parse_levels(array, column)
     elif column.kind == "date":
@@ -151,7 +153,8 @@ def _parse_dates(array: pa.ChunkedArray) -> np.ndarray:
     if pa.types.is_string(kind):
         unique: list[str | None] = array.unique().to_pylist()
         index = pc.index_in(array, value_set=pa.array(unique, pa.string()))
-        return _days(unique)[np.array(index.to_numpy(), dtype=np.int64)]
+        days = [parse_date(text or "") for text in unique]
+        return np.array(days, dtype=np.float64)[np.array(index.to_numpy(), dtype=np.int64)]
     if pa.types.is_timestamp(kind):
         moments = array if kind.tz is None else pc.local_timestamp(array)
         array = pc.floor_temporal(moments, unit="day").cast(pa.date32())
@@ -160,15 +163,3 @@ def _parse_dates(array: pa.ChunkedArray) -> np.ndarray:
     elif not pa.types.is_date32(kind):
         return np.full(len(array), np.nan)
     return _floats(array.cast(pa.int32()))
-
-
-def _days(texts: Iterable[str | None]) -> np.ndarray:
-    days = []
-    for text in texts:
-        try:
-            # fromisoformat alone would also take 20240131 and week dates.
-            plain = re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text or "")
-            days.append(float((datetime.date.fromisoformat(plain.group()) - EPOCH).days) if plain else np.nan)
-        except ValueError:
-            days.append(np.nan)
-    return np.array(days)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from common.errors import SchemaError
 Kind = Literal["number", "integer", "categorical", "boolean", "date"]
 Scale = Literal["linear", "log"]
 MAX_LEVELS = 100
+MAX_BOUND = 1e15  # up to here float64 tells whole numbers apart, with room for sums
 EPOCH = datetime.date(1970, 1, 1)
 TRUE_VALUES = ("true", "True", "TRUE", "1")
 FALSE_VALUES = ("false", "False", "FALSE", "0")
@@ -29,6 +31,14 @@ FIELD_KEYS = {
     "name", "type", "format", "title", "description", "constraints", "example", "rdfType",
     "missingValues", "trueValues", "falseValues", "decimalChar", "groupChar", "bareNumber",
 }  # fmt: skip
+# Keys of the standard that would change how cells are read, and the values under which they are read as we do.
+ACCEPTED_VALUES: dict[str, tuple[Any, ...]] = {
+    "format": ("default", "%Y-%m-%d"),
+    "decimalChar": (".",),
+    "groupChar": (),
+    "bareNumber": (True,),
+    "missingValues": (),
+}
 CONSTRAINT_KEYS = {"required", "unique", "minimum", "maximum", "enum"}
 COHORTIUM_FIELD_KEYS = {"cohortium:scale", "cohortium:identifier"}
 COHORTIUM_SCHEMA_KEYS = {"cohortium:target"}
@@ -99,7 +109,7 @@ def load_schema(path: str | Path) -> Schema:
     """Read and check `schema.json` at `path`; raise `SchemaError` listing every problem at once."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise SchemaError(
             f"{path}: the schema cannot be read ({error.strerror})", fix="check the path and its permissions"
@@ -107,14 +117,31 @@ def load_schema(path: str | Path) -> Schema:
     except UnicodeDecodeError:
         raise SchemaError(f"{path}: the schema is not UTF-8 text", fix="save it as UTF-8 JSON") from None
     try:
-        descriptor = json.loads(text)
+        descriptor = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         raise SchemaError(
             f"{path}: not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}",
             fix="correct the JSON there",
         ) from None
-    problems = _frictionless_problems(descriptor) if isinstance(descriptor, dict) else []
-    return parse_schema(descriptor, source=str(path), known_problems=problems)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise SchemaError(f"{path}: not valid JSON: {reason}", fix="correct the JSON") from None
+    schema = parse_schema(descriptor, source=str(path))
+    # Frictionless repeats in other words what our own rules already name, so it speaks only when they are silent.
+    _raise_if_any(_frictionless_problems(descriptor), str(path))
+    return schema
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is not a JSON number")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Readers differ on which of two equal keys counts, and every site must approve the same document.
+    repeated = [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]
+    if repeated:
+        raise ValueError(f"the key {repeated[0]!r} occurs twice in one object")
+    return dict(pairs)
 
 
 def _frictionless_problems(descriptor: dict[str, Any]) -> list[str]:
@@ -131,18 +158,36 @@ def _frictionless_problems(descriptor: dict[str, Any]) -> list[str]:
     return []
 
 
-def parse_schema(descriptor: Any, *, source: str = "schema", known_problems: list[str] | None = None) -> Schema:
+def _raise_if_any(problems: list[str], source: str) -> None:
+    if problems:
+        listing = "\n".join(f"  - {problem}" for problem in problems)
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise SchemaError(
+            f"{source}: {count}\n{listing}",
+            fix="correct the schema; bounds and categories are declared by you, never learned",
+        )
+
+
+def parse_schema(descriptor: Any, *, source: str = "schema") -> Schema:
     """Turn a Table Schema descriptor into a `Schema`; raise `SchemaError` listing every problem at once."""
-    problems: list[str] = []
+    schema, problems = check_schema(descriptor)
+    _raise_if_any(problems, source)
+    assert schema is not None
+    return schema
+
+
+def check_schema(descriptor: Any) -> tuple[Schema | None, list[str]]:
+    """The `Schema` that a Table Schema descriptor declares, or None and every problem found in it."""
     fields = descriptor.get("fields") if isinstance(descriptor, dict) else None
     if not isinstance(fields, list) or not fields:
-        raise SchemaError(
-            f"{source}: no fields found; expected a Table Schema object with a non-empty list `fields`",
-            fix='write {"fields": [{"name": ..., "type": ..., "constraints": {...}}]}',
-        )
+        return None, [
+            "no fields found; expected a Table Schema object with a non-empty list `fields`:"
+            ' {"fields": [{"name": ..., "type": ..., "constraints": {...}}]}'
+        ]
+    problems: list[str] = []
     missing = descriptor.get("missingValues", [""])
-    if not isinstance(missing, list) or not all(isinstance(value, str) for value in missing):
-        problems.append("missingValues must be a list of strings")
+    if not _is_text_list(missing):
+        problems.append("missingValues must be a non-empty list of strings")
         missing = [""]
     for key in descriptor:
         if key.startswith("cohortium:") and key not in COHORTIUM_SCHEMA_KEYS:
@@ -159,27 +204,36 @@ def parse_schema(descriptor: Any, *, source: str = "schema", known_problems: lis
 
     target = descriptor.get("cohortium:target")
     if target is not None:
-        if target not in names:
+        if not isinstance(target, str) or target not in names:
             problems.append(f"cohortium:target {target!r} is not a column")
-        elif any(c.name == target and c.is_numeric for c in columns):
-            problems.append(f"cohortium:target {target!r} must have categories (a string with an enum, or boolean)")
+        elif any(c.name == target and len(c.levels) < 2 for c in columns):
+            problems.append(f"cohortium:target {target!r} must have two or more categories (an enum, or boolean)")
     if not problems:
-        # Frictionless repeats in other words what our own rules already name, so it speaks only when they are silent.
-        problems += known_problems or []
+        try:
+            sha256_of(descriptor)
+        except ValueError:  # such as a lone surrogate or an infinite number
+            problems.append("holds text or a number that JSON cannot carry, so it has no digest to approve")
     if problems:
-        listing = "\n".join(f"  - {problem}" for problem in problems)
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise SchemaError(
-            f"{source}: {count}\n{listing}",
-            fix="correct the schema; bounds and categories are declared by you, never learned",
-        )
+        return None, problems
     return Schema(
         columns=tuple(columns),
         target=target,
         missing_values=tuple(missing),
         title=str(descriptor.get("title", "")),
         descriptor=descriptor,
-    )
+    ), []
+
+
+def _is_text_list(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
+
+
+def _an(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
+def _has_control(text: str) -> bool:
+    return any(ord(character) < 32 or ord(character) == 127 for character in text)
 
 
 def _parse_field(field: Any, position: int, missing: set[str]) -> tuple[Column | None, list[str]]:
@@ -192,12 +246,18 @@ def _parse_field(field: Any, position: int, missing: set[str]) -> tuple[Column |
     def complain(text: str) -> None:
         problems.append(f"column {name!r}: {text}")
 
-    if name != name.strip() or any(ord(c) < 32 for c in name):
+    if name != name.strip() or _has_control(name):
         complain("the name has leading or trailing blanks or control characters")
     for key in field:
         if key not in FIELD_KEYS | COHORTIUM_FIELD_KEYS:
-            complain(f"unknown key {key!r}")
-    if field.get("cohortium:identifier"):
+            complain(f"unknown key {key!r}; known: {', '.join(sorted(FIELD_KEYS | COHORTIUM_FIELD_KEYS))}")
+    for key, accepted in ACCEPTED_VALUES.items():
+        if key in field and field[key] not in accepted:
+            expected = f"expected {accepted[0]!r}" if accepted else "leave it out"
+            complain(f"{key} {field[key]!r} is not supported; {expected}")
+    if not isinstance(field.get("cohortium:identifier", False), bool):
+        complain("cohortium:identifier must be true or false")
+    elif field.get("cohortium:identifier"):
         complain("is marked as an identifier; identifiers are never modelled: leave the column out of the schema")
     constraints = field.get("constraints", {})
     if not isinstance(constraints, dict):
@@ -218,7 +278,16 @@ def _parse_field(field: Any, position: int, missing: set[str]) -> tuple[Column |
     }
 
     column: Column | None = None
-    if kind in ("number", "integer", "date") and "enum" not in constraints:
+    has_levels = kind == "boolean" or "enum" in constraints
+    if has_levels and "cohortium:scale" in field:
+        complain("cohortium:scale applies to numbers and integers without enum only")
+    if has_levels or kind == "string":
+        unused = [key for key in ("minimum", "maximum") if key in constraints]
+        if unused:
+            complain(f"{' and '.join(unused)} apply to numbers, integers and dates without enum only")
+    if "type" not in field and "enum" not in constraints:
+        complain("no type is declared; declare one (number, integer, string, boolean or date) with its constraints")
+    elif kind in ("number", "integer", "date") and "enum" not in constraints:
         bounds = _parse_bounds(kind, constraints, complain)
         scale = field.get("cohortium:scale", "linear")
         if scale not in ("linear", "log"):
@@ -227,58 +296,85 @@ def _parse_field(field: Any, position: int, missing: set[str]) -> tuple[Column |
             complain("a log scale needs a number or integer with minimum >= 0")
         if bounds:
             column = Column(kind=kind, minimum=bounds[0], maximum=bounds[1], scale=scale, **common)
-    elif kind in ("string", "integer") and (kind == "string" or "enum" in constraints):
-        if "cohortium:scale" in field:
-            complain("cohortium:scale applies to numbers and integers only")
-        levels = _parse_levels(constraints.get("enum"), missing, complain)
+    elif kind in ("string", "integer"):
+        levels = _parse_levels(kind, constraints.get("enum"), missing, complain)
         if levels:
             column = Column(kind="categorical", levels=levels, **common)
-    elif kind == "boolean":
-        true = tuple(field.get("trueValues", TRUE_VALUES))
-        false = tuple(field.get("falseValues", FALSE_VALUES))
-        if not true or not false or set(true) & set(false):
-            complain("trueValues and falseValues must be non-empty and must not overlap")
-        column = Column(kind="boolean", levels=("false", "true"), true_values=true, false_values=false, **common)
+    elif kind == "boolean" and "enum" not in constraints:
+        true = field.get("trueValues", list(TRUE_VALUES))
+        false = field.get("falseValues", list(FALSE_VALUES))
+        if not _is_text_list(true) or not _is_text_list(false):
+            complain("trueValues and falseValues must be non-empty lists of strings")
+        elif set(true) & set(false) or (set(true) | set(false)) & missing:
+            complain("trueValues, falseValues and missingValues must not overlap")
+        else:
+            column = Column(
+                kind="boolean",
+                levels=("false", "true"),
+                true_values=tuple(true),
+                false_values=tuple(false),
+                **common,
+            )
+    elif kind in ("number", "date", "boolean"):
+        complain(f"a {kind} cannot have an enum; use a string or an integer")
     else:
         complain(f"type {kind!r} is not supported; use number, integer, string with an enum, boolean or date")
     return (None if problems else column), problems
 
 
-def _parse_bounds(kind: str, constraints: Mapping[str, Any], complain: Any) -> tuple[float, float] | None:
+def _parse_bounds(
+    kind: str, constraints: Mapping[str, Any], complain: Callable[[str], None]
+) -> tuple[float, float] | None:
     bounds = []
     for key in ("minimum", "maximum"):
         if key not in constraints:
-            complain(f"a {kind} needs `constraints.{key}`, declared from clinical knowledge and not from the data")
-            return None
+            complain(f"{_an(kind)} needs `constraints.{key}`, declared from clinical knowledge and not from the data")
+            continue
         value = constraints[key]
         if kind == "date":
-            try:
-                bounds.append(float((datetime.date.fromisoformat(value) - EPOCH).days))
-            except (TypeError, ValueError):
+            days = parse_date(value) if isinstance(value, str) else None
+            if days is None:
                 complain(f"`{key}` must be a date as YYYY-MM-DD")
-                return None
-        elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            complain(f"`{key}` must be a finite number")
-            return None
+            else:
+                bounds.append(float(days))
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_BOUND:
+            complain(f"`{key}` must be a finite number, at most {MAX_BOUND:g} in size")
         elif kind == "integer" and float(value) != int(value):
             complain(f"`{key}` of an integer must be a whole number")
-            return None
         else:
             bounds.append(float(value))
+    if len(bounds) < 2:
+        return None
     if not bounds[0] < bounds[1]:
         complain(f"minimum must be less than maximum (found {constraints['minimum']} and {constraints['maximum']})")
         return None
     return bounds[0], bounds[1]
 
 
-def _parse_levels(enum: Any, missing: set[str], complain: Any) -> tuple[str, ...] | None:
+def parse_date(text: str) -> int | None:
+    """Days since 1970-01-01 of a date spelled YYYY-MM-DD; None if the text is anything else."""
+    # fromisoformat alone would also take 20240131 and week dates.
+    if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
+        return None
+    try:
+        return (datetime.date.fromisoformat(text) - EPOCH).days
+    except ValueError:
+        return None
+
+
+def _parse_levels(kind: str, enum: Any, missing: set[str], complain: Callable[[str], None]) -> tuple[str, ...] | None:
     if not isinstance(enum, list) or not enum:
-        complain("a string needs a non-empty list `constraints.enum`; free text is never modelled")
+        complain(f"{_an(kind)} needs a non-empty list `constraints.enum`; free text is never modelled")
         return None
     if any(isinstance(level, bool) or not isinstance(level, str | int) for level in enum):
         complain("every level of `enum` must be a string (or an integer code)")
         return None
+    if kind == "integer" and any(isinstance(level, str) for level in enum):
+        complain('the levels of an integer must be integers; codes such as "01" need the type string')
+        return None
     levels = tuple(str(level) for level in enum)
+    if any(_has_control(level) for level in levels):
+        complain("a level of `enum` holds a control character such as a line break")
     repeated = [level for level, n in Counter(levels).items() if n > 1]
     if repeated:
         complain(f"levels declared twice: {', '.join(repeated)}")

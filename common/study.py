@@ -44,9 +44,9 @@ class ModelSection(Section):
         default=(128, 128), min_length=1, max_length=6, description="widths of the hidden layers, even numbers"
     )
     decoder_lipschitz: Positive = Field(
-        default=40.0, description="the decoder's whole Lipschitz certificate, logit_scale included"
+        default=20.0, description="the decoder's whole Lipschitz certificate, logit_scale included"
     )
-    encoder_lipschitz: Positive = Field(default=8.0, description="the encoder's Lipschitz certificate")
+    encoder_lipschitz: Positive = Field(default=4.0, description="the encoder's Lipschitz certificate")
     logit_scale: float = Field(
         default=5.0, ge=1, allow_inf_nan=False, description="fixed factor on every logit the decoder emits"
     )
@@ -67,13 +67,13 @@ class TrainingSection(Section):
     mode: Mode = Field(
         default="constrained", description='"constrained", or "none": the non-private reference, simulation only'
     )
-    rounds: Count = Field(default=60, description="rounds of federated training, fixed beforehand")
-    local_epochs: Count = Field(default=3, description="passes over the site's rows in each round")
+    rounds: Count = Field(default=40, description="rounds of federated training, fixed beforehand")
+    local_epochs: Count = Field(default=2, description="passes over the site's rows in each round")
     batch_size: int = Field(default=128, ge=2, description="patients in a training step")
     learning_rate: Positive = Field(default=2e-3, description="Adam's peak learning rate; cosine over the study")
     kl_weight: Positive = Field(default=1.0, description="weight of the KL term in the ELBO")
     update_norm: Positive = Field(
-        default=0.3, description="C: Euclidean radius onto which every site projects its decoder update"
+        default=1.0, description="C: Euclidean radius onto which every site projects its decoder update"
     )
     min_sites: Count = Field(default=2, description="a round needs this many valid replies, else the study stops")
     round_timeout: Positive = Field(default=1800.0, description="seconds until a round closes without late sites")

@@ -172,12 +172,12 @@ def inspect_table(path: str | Path, schema: Schema) -> tuple[Table, TableReport]
     return Table(schema, values), TableReport(str(path), rows, tuple(reports), undeclared)
 
 
-def read_header(file: TextIO, source: Path) -> list[str]:
-    """The column names on the first line of an open CSV file, of which nothing further is read.
+def parse_header(line: str, source: Path) -> list[str]:
+    """The column names on the first line of a CSV file.
 
-    Raises `DataError` for an empty file, another separator than the comma, or a quote that does not close.
+    Raises `DataError` for an empty line or another separator than the comma, `csv.Error` for a quote that does not
+    close.
     """
-    line = file.readline()
     header = next(csv.reader([line], strict=True), []) if line.strip() else []
     if not header:
         raise DataError(f"{source}: the first line is empty", fix="the file must start with the column names")
@@ -213,7 +213,7 @@ def _check_header(header: list[str], schema: Schema, path: Path) -> None:
 def _read_csv(path: Path, schema: Schema) -> tuple[list[str], list[pa.ChunkedArray]]:
     """Header, and every cell of the declared columns as written."""
     with path.open(encoding="utf-8-sig", newline="") as file:
-        header = read_header(file, path)
+        header = parse_header(file.readline(), path)
         _check_header(header, schema, path)
         positions = [header.index(name) for name in schema.names]
         chunks: list[list[pa.Array]] = [[] for _ in positions]

@@ -91,7 +91,10 @@ class NumberEncoding(NumericEncoding):
             column, from_unit(unit_edges, column), from_unit((unit_edges[1:] + unit_edges[:-1]) / 2, column)
         )
         self.step = 2.0 / BINS
+        # Digits beyond a ten-thousandth of the declared range would claim a precision that one bin does not have.
+        self.decimals = max(0, math.ceil(4.0 - math.log10(column.maximum - column.minimum)))
 
     def within(self, bins: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-        """Uniform on the declared scale inside the bin."""
-        return from_unit(-1.0 + (bins + uniform) * self.step, self.column)
+        """Uniform on the declared scale inside the bin, rounded to `decimals`, inside the declared bounds."""
+        values = from_unit(-1.0 + (bins + uniform) * self.step, self.column)
+        return np.clip(np.round(values, self.decimals), self.column.minimum, self.column.maximum)

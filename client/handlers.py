@@ -1,0 +1,240 @@
+"""What a site does with a request: check policy, do the work, spend, reply. No Flower in here.
+
+Whatever goes wrong becomes a fixed `Status`; the reason in words goes to the site's own log and nowhere else.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from client.site import SiteConfig
+from client.state import SiteState, load_state, save_state
+from client.trainers import MODES, RoundInputs
+from client.trainers.base import NonFiniteLossError
+from common.encoding import EncodedTable, TableEncoding
+from common.errors import CohortiumError, DataError, LedgerError, OutputError, SchemaError, SiteError, StudyError
+from common.files import append_line, write_atomic
+from common.messages import (
+    JoinReply,
+    JoinRequest,
+    MessageError,
+    Status,
+    TrainReply,
+    TrainRequest,
+    arrays_digest,
+    read_train_header,
+)
+from common.model.vae import Decoder
+from common.privacy.ledger import Ledger
+from common.study import Protocol
+from common.table import read_table
+
+CODES: tuple[tuple[type[Exception], Status], ...] = (
+    (MessageError, Status.BAD_REQUEST),
+    (NonFiniteLossError, Status.NON_FINITE_LOSS),
+    (DataError, Status.DATA_UNUSABLE),
+    (StudyError, Status.BAD_REQUEST),
+    (SchemaError, Status.BAD_REQUEST),
+    (LedgerError, Status.LEDGER_FAILED),
+    (OutputError, Status.STORAGE_FAILED),
+    (SiteError, Status.STORAGE_FAILED),
+    (OSError, Status.STORAGE_FAILED),
+)
+
+
+class RefusedError(CohortiumError):
+    """The site answers with `status` instead of doing the work."""
+
+    def __init__(self, status: Status, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Study:
+    """An accepted study at this site: its protocol, its folder, and the shapes of the decoder."""
+
+    protocol: Protocol
+    encoding: TableEncoding
+    shapes: Mapping[str, tuple[int, ...]]
+    folder: Path
+
+    @property
+    def state_path(self) -> Path:
+        """The training state of this study."""
+        return self.folder / "state.safetensors"
+
+
+class Site:
+    """One hospital answering requests under its own policy."""
+
+    def __init__(self, config: SiteConfig) -> None:
+        self.config = config
+        self.name = config.site.name
+
+    def join(self, record: Any) -> JoinReply:
+        """Accept or refuse a study."""
+        try:
+            protocol = Protocol.from_json(JoinRequest.from_record(record).protocol)
+            objections = self.config.objections(protocol)
+            if objections:
+                raise RefusedError(Status.REFUSED_BY_POLICY, "; ".join(objections))
+            patients = len(_load_data(self.config, protocol))
+            self._check_patients(protocol, patients)
+            folder = self._folder(protocol.digest)
+            write_atomic(folder / "protocol.json", json.dumps(protocol.to_json(), indent=1))
+            self._log("joined", study=protocol.digest, patients=patients)
+            return JoinReply(Status.OK, self.name, protocol.digest, patients)
+        except Exception as error:
+            return JoinReply(self._explain(error), self.name)
+
+    def train(self, record: Any) -> TrainReply:
+        """Answer one round with a projected update, after the spend is durable."""
+        digest, number = "", 0
+        try:
+            header = read_train_header(record)
+            digest, number = str(header["study"]), int(header["round"])
+            study = self._accepted(digest)
+            if number > study.protocol.study.training.rounds:
+                raise RefusedError(Status.WRONG_ROUND, "the study has fewer rounds than the one asked for")
+            request = TrainRequest.from_record(record, study.shapes)
+            update = self._answer(study, request)
+            return TrainReply(Status.OK, self.name, digest, number, update)
+        except Exception as error:
+            return TrainReply(self._explain(error, round=number), self.name, digest, number)
+
+    def _answer(self, study: Study, request: TrainRequest) -> Mapping[str, Tensor]:
+        """The update for this round: trained now, or the identical one if it was trained before."""
+        started = time.perf_counter()
+        base = arrays_digest(request.decoder)
+        state = load_state(study.state_path, request.study)
+        training = study.protocol.study.training
+        trainer = MODES[training.mode]
+        event = trainer.event(training, request.round, request.weight)
+        if request.round == state.round and base == state.base:
+            update = state.reply
+        elif request.round <= state.round:
+            raise RefusedError(Status.WRONG_ROUND, f"round {request.round} was answered from another decoder")
+        else:
+            data = _load_data(self.config, study.protocol)
+            result = trainer.train(
+                RoundInputs(
+                    study=study.protocol.study,
+                    encoding=study.encoding,
+                    data=data,
+                    decoder=request.decoder,
+                    round=request.round,
+                    state=state.trainer,
+                    seed=self._seed(study.protocol, request.round),
+                    device=pick_device(self.config.site.device),
+                )
+            )
+            update = result.update
+            save_state(study.state_path, request.study, SiteState(request.round, base, result.state, update))
+            seconds = time.perf_counter() - started
+            self._log("trained", round=request.round, seconds=round(seconds, 3), **dict(result.diagnostics))
+        # The spend is on disk before the update exists anywhere outside this process.
+        with Ledger(self.config.site.state / "ledger.sqlite", self.name) as ledger:
+            ledger.record(request.study, event, arrays_digest(update))
+        return update
+
+    def _accepted(self, digest: str) -> Study:
+        """The study with this digest, if the site accepted it and its policy still allows it."""
+        path = self._folder(digest) / "protocol.json"
+        if not digest.isalnum() or not path.exists():
+            raise RefusedError(Status.UNKNOWN_STUDY, "training was asked for a study this site has not accepted")
+        study = _open_study(path, path.stat().st_mtime_ns)
+        if study.protocol.digest != digest:
+            raise RefusedError(Status.UNKNOWN_STUDY, f"{path} does not hold the study its folder names")
+        objections = self.config.objections(study.protocol)
+        if objections:
+            raise RefusedError(Status.REFUSED_BY_POLICY, "; ".join(objections))
+        return study
+
+    def _check_patients(self, protocol: Protocol, patients: int) -> None:
+        least = max(self.config.policy.min_patients, protocol.study.release.min_patients_per_site)
+        if patients < least:
+            raise RefusedError(Status.TOO_FEW_PATIENTS, f"{patients} patients, at least {least} are needed")
+        declared = protocol.study.sites.get(self.name)
+        if declared is not None and declared != patients:
+            raise RefusedError(
+                Status.DATA_UNUSABLE, f"the study declares {declared} patients for this site, the file has {patients}"
+            )
+
+    def _seed(self, protocol: Protocol, number: int) -> int:
+        """A seed from the operating system's CSPRNG; in a seeded simulation a hash of seed, site and round."""
+        seed = protocol.study.study.seed
+        if seed is None:
+            return secrets.randbits(63)
+        return int.from_bytes(hashlib.sha256(f"{seed}/{self.name}/{number}".encode()).digest()[:7])
+
+    def _folder(self, digest: str) -> Path:
+        return self.config.site.state / "studies" / digest[:32]
+
+    def _explain(self, error: Exception, **fields: Any) -> Status:
+        """Log the reason at the site and return the code that may leave it."""
+        status = Status.INTERNAL_ERROR
+        if isinstance(error, RefusedError):
+            status = error.status
+        else:
+            status = next((code for kind, code in CODES if isinstance(error, kind)), status)
+        # Texts of our own errors hold no patient value; those of libraries might, so only their type is logged.
+        ours = isinstance(error, CohortiumError | MessageError)
+        self._log("refused", status=status.value, reason=str(error) if ours else type(error).__name__, **fields)
+        return status
+
+    def _log(self, action: str, **fields: Any) -> None:
+        """One JSON line in the site's own log; a log that cannot be written never changes an answer."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        try:
+            self.config.site.state.mkdir(parents=True, exist_ok=True)
+            append_line(self.config.site.state / "site.jsonl", json.dumps({"time": now, "action": action} | fields))
+        except (OSError, OutputError):
+            return
+
+
+def pick_device(wish: str) -> torch.device:
+    """The device to train on; "auto" is CUDA when there is one. `SiteError` if the wish cannot be met."""
+    if wish == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(wish)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SiteError("site.toml asks for CUDA and PyTorch finds no such device", fix='set device = "auto"')
+    return device
+
+
+def _load_data(config: SiteConfig, protocol: Protocol) -> EncodedTable:
+    """The site's encoded table; kept in memory between rounds while the file is unchanged."""
+    path = config.site.data
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})", fix="correct `data` in site.toml") from None
+    return _read_data(path, stat.st_mtime_ns, stat.st_size, config.policy.out_of_bounds, protocol)
+
+
+@functools.lru_cache(maxsize=32)
+def _read_data(path: Path, _time: int, _size: int, out_of_bounds: str, protocol: Protocol) -> EncodedTable:
+    table, _ = read_table(path, protocol.schema, out_of_bounds=out_of_bounds)
+    return TableEncoding(protocol.schema).encode(table)
+
+
+@functools.lru_cache(maxsize=8)
+def _open_study(path: Path, _time: int) -> Study:
+    protocol = Protocol.from_json(json.loads(path.read_text(encoding="utf-8")))
+    encoding = TableEncoding(protocol.schema)
+    decoder = Decoder(encoding, protocol.study.model)
+    shapes = {name: tuple(value.shape) for name, value in decoder.named_parameters()}
+    return Study(protocol, encoding, shapes, path.parent)

@@ -1,0 +1,61 @@
+"""What a site keeps between rounds: its encoder, its optimiser, and the last reply, for an identical resend.
+
+One safetensors file a study, written atomically and durably, so that a SuperNode may be killed at any moment. It is
+made of patient data and never leaves the site.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from common.errors import SiteError
+from common.files import atomic_path
+
+SECTIONS = ("trainer", "reply")
+
+
+@dataclass(frozen=True)
+class SiteState:
+    """`round` is the last one answered (0: none), `base` the digest of the decoder it was trained from."""
+
+    round: int = 0
+    base: str = ""
+    trainer: Mapping[str, Tensor] = field(default_factory=dict)
+    reply: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def load_state(path: Path, study: str) -> SiteState:
+    """The state on disk, or a fresh one if there is none; `SiteError` if the file is damaged or of another study."""
+    if not path.exists():
+        return SiteState()
+    sections: dict[str, dict[str, Tensor]] = {name: {} for name in SECTIONS}
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["cohortium"])
+            for key in file.keys():  # noqa: SIM118 - not a dict
+                section, _, name = key.partition("/")
+                sections[section][name] = file.get_tensor(key)
+        if header["study"] != study:
+            raise KeyError("study")
+        return SiteState(int(header["round"]), str(header["base"]), sections["trainer"], sections["reply"])
+    except (SafetensorError, KeyError, ValueError, OSError):
+        raise SiteError(
+            f"{path}: the site's training state is damaged or belongs to another study",
+            fix="restore it from a backup; without it the site cannot go on with this study",
+        ) from None
+
+
+def save_state(path: Path, study: str, state: SiteState) -> None:
+    """Write `state` durably; `OutputError` if that fails, in which case the old state is still whole."""
+    tensors = {f"trainer/{name}": tensor.contiguous() for name, tensor in state.trainer.items()}
+    tensors |= {f"reply/{name}": tensor.contiguous() for name, tensor in state.reply.items()}
+    header = json.dumps({"study": study, "round": state.round, "base": state.base})
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"cohortium": header})

@@ -1,0 +1,54 @@
+"""The interface of a training mode: what a round gives it, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol as Interface
+
+import torch
+from torch import Tensor
+
+from common.encoding import EncodedTable, TableEncoding
+from common.errors import CohortiumError
+from common.privacy.events import Event
+from common.study import Study, TrainingSection
+
+
+class NonFiniteLossError(CohortiumError):
+    """Training diverged; the round is answered with a code and nothing is spent."""
+
+
+@dataclass(frozen=True)
+class RoundInputs:
+    """One round at one site. `seed` seeds every random choice; it comes from the operating system in production."""
+
+    study: Study
+    encoding: TableEncoding
+    data: EncodedTable
+    decoder: Mapping[str, Tensor]
+    round: int
+    state: Mapping[str, Tensor]
+    seed: int
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """`update` may leave the site once its event is durable; `state` and `diagnostics` never leave it."""
+
+    update: Mapping[str, Tensor]
+    state: Mapping[str, Tensor]
+    diagnostics: Mapping[str, float]
+
+
+class Trainer(Interface):
+    """A training mode."""
+
+    def train(self, inputs: RoundInputs) -> RoundResult:
+        """Train one round; `NonFiniteLossError` if the loss stops being finite."""
+        ...
+
+    def event(self, training: TrainingSection, number: int, weight: float) -> Event:
+        """What a round of this mode spends: a function of declared constants alone."""
+        ...

@@ -1,0 +1,125 @@
+"""Local training of one round, shared by the modes: encoder and optimiser kept at the site, decoder from the server."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from client.trainers.base import NonFiniteLossError, RoundInputs
+from common.model.vae import Decoder, Encoder, negative_elbo
+
+ADAM_BETAS = (0.9, 0.99)
+FINAL_RATE = 0.05  # the cosine schedule ends at this share of the peak learning rate
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """The trained networks, the encoder's and optimisers' state, and the mean loss a row of the last epoch (nats)."""
+
+    decoder: Decoder
+    encoder: Encoder
+    state: dict[str, Tensor]
+    loss: float
+    steps: int
+
+
+def learning_rate(study_round: int, step: int, steps: int, rounds: int, peak: float) -> float:
+    """Cosine from `peak` to `FINAL_RATE` · peak over the whole study; a function of the schedule alone."""
+    progress = (study_round - 1 + step / max(1, steps)) / rounds
+    return peak * (FINAL_RATE + (1.0 - FINAL_RATE) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress))))
+
+
+def train_locally(inputs: RoundInputs, *, constrained: bool) -> LocalResult:
+    """Run `local_epochs` passes of Adam on the ELBO; every step ends with the spectral projection if `constrained`.
+
+    `NonFiniteLossError` as soon as a loss is not finite.
+    """
+    study, device = inputs.study, inputs.device
+    generator = torch.Generator(device=device).manual_seed(inputs.seed)
+    start = torch.Generator().manual_seed(inputs.seed)
+    encoder = Encoder(inputs.encoding, study.model, start, constrained=constrained).to(device)
+    decoder = Decoder(inputs.encoding, study.model, start, constrained=constrained).to(device)
+    decoder.load_arrays(inputs.decoder)
+    # One optimiser for both; its moments go on from round to round, which measured better than a fresh start for the
+    # decoder although the server has replaced its weights.
+    parameters = _named(encoder, decoder)
+    optimiser = torch.optim.Adam(parameters.values(), betas=ADAM_BETAS, fused=True)
+    if inputs.state:
+        _restore(encoder, parameters, optimiser, inputs.state)
+
+    data = inputs.data.to(device)
+    epochs, rounds = study.training.local_epochs, study.training.rounds
+    steps = epochs * math.ceil(len(data) / study.training.batch_size)
+    step, loss_sum, rows = 0, torch.zeros((), device=device), 0
+    for epoch in range(epochs):
+        for batch in _batches(len(data), study.training.batch_size, generator, device):
+            rate = learning_rate(inputs.round, step, steps, rounds, study.training.learning_rate)
+            losses = negative_elbo(
+                encoder, decoder, data.inputs[batch], data.levels[batch], study.training.kl_weight, generator
+            )
+            loss = losses.mean()
+            optimiser.param_groups[0]["lr"] = rate
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            if constrained:
+                encoder.network.project()
+                decoder.network.project()
+            step += 1
+            if epoch == epochs - 1:
+                loss_sum += losses.detach().sum()
+                rows += len(batch)
+        if not torch.isfinite(loss):
+            raise NonFiniteLossError(
+                f"the loss is no longer finite in round {inputs.round}", fix="lower learning_rate or check the data"
+            )
+    if constrained:
+        encoder.network.project(exact=True)
+        decoder.network.project(exact=True)
+    return LocalResult(decoder, encoder, _capture(encoder, parameters, optimiser), float(loss_sum) / max(1, rows), step)
+
+
+def _batches(rows: int, batch_size: int, generator: torch.Generator, device: torch.device) -> Iterator[Tensor]:
+    """A fresh permutation cut into batches of nearly equal size, so that no step rests on two or three patients."""
+    order = torch.randperm(rows, generator=generator, device=device)
+    return iter(order.tensor_split(math.ceil(rows / batch_size)))
+
+
+def _named(encoder: Encoder, decoder: Decoder) -> dict[str, torch.nn.Parameter]:
+    named = {f"encoder.{name}": parameter for name, parameter in encoder.named_parameters()}
+    return named | {f"decoder.{name}": parameter for name, parameter in decoder.named_parameters()}
+
+
+def _capture(
+    encoder: Encoder, parameters: Mapping[str, torch.nn.Parameter], optimiser: torch.optim.Adam
+) -> dict[str, Tensor]:
+    """The encoder and Adam's moments of both networks, as CPU tensors by name."""
+    state = {f"encoder.{name}": parameter.detach().cpu() for name, parameter in encoder.named_parameters()}
+    for name, parameter in parameters.items():
+        for key, value in optimiser.state[parameter].items():
+            state[f"adam.{key}.{name}"] = value.detach().cpu()
+    return state
+
+
+@torch.no_grad()
+def _restore(
+    encoder: Encoder,
+    parameters: Mapping[str, torch.nn.Parameter],
+    optimiser: torch.optim.Adam,
+    state: Mapping[str, Tensor],
+) -> None:
+    for name, parameter in encoder.named_parameters():
+        parameter.copy_(state[f"encoder.{name}"])
+    for name, parameter in parameters.items():
+        optimiser.state[parameter] = {
+            key: state[f"adam.{key}.{name}"].to(parameter.device) for key in ("step", "exp_avg", "exp_avg_sq")
+        }
+
+
+def difference(trained: Decoder, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """u = trained decoder - global decoder, by name, on the CPU in float32."""
+    return {name: value - start[name] for name, value in trained.arrays().items()}

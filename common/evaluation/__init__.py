@@ -1,0 +1,1 @@
+"""How far a synthetic cohort resembles the patients, and how useful it is: pure functions of tables."""

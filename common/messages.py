@@ -1,0 +1,267 @@
+"""Typed messages between coordinator and site, and the list of every field that leaves a site (privacy.md, section 0).
+
+Requests and replies are frozen values here; `to_record` and `from_record` are the only places that know Flower's
+records. Everything that arrives is checked before it is used; what does not fit raises `MessageError`, whose text never
+quotes content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from torch import Tensor
+
+from common.digest import sha256_of
+
+PROTOCOL_VERSION = 1
+JOIN = "query.join"
+TRAIN = "train.round"
+ARRAYS, HEADER = "arrays", "header"
+NPY_OVERHEAD = 1024  # bytes a .npy header may add to the raw array
+
+
+class Exposure(StrEnum):
+    """How a field of a reply is accounted for."""
+
+    ACCOUNTED = "accounted"
+    PUBLIC = "public by the protocol"
+
+
+class Status(StrEnum):
+    """The fixed codes with which a site answers; the reason in words stays in the site's own log."""
+
+    OK = "ok"
+    REFUSED_BY_POLICY = "refused-by-policy"
+    UNKNOWN_STUDY = "unknown-study"
+    DATA_UNUSABLE = "data-unusable"
+    TOO_FEW_PATIENTS = "too-few-patients"
+    WRONG_ROUND = "wrong-round"
+    BAD_REQUEST = "bad-request"
+    NON_FINITE_LOSS = "non-finite-loss"
+    STORAGE_FAILED = "storage-failed"
+    LEDGER_FAILED = "ledger-failed"
+    SITE_MISCONFIGURED = "site-misconfigured"
+    INTERNAL_ERROR = "internal-error"
+
+
+# Every field of every reply. A field that is not listed here cannot be sent: `_reply_record` refuses it.
+REPLY_FIELDS: dict[str, dict[str, Exposure]] = {
+    JOIN: {
+        "version": Exposure.PUBLIC,
+        "status": Exposure.PUBLIC,
+        "site": Exposure.PUBLIC,
+        "study": Exposure.PUBLIC,
+        "patients": Exposure.PUBLIC,
+    },
+    TRAIN: {
+        "version": Exposure.PUBLIC,
+        "status": Exposure.PUBLIC,
+        "site": Exposure.PUBLIC,
+        "study": Exposure.PUBLIC,
+        "round": Exposure.PUBLIC,
+        "update": Exposure.ACCOUNTED,
+    },
+}
+NEVER_SENT = (
+    "patient rows",
+    "encoder weights",
+    "optimiser state",
+    "losses and KL terms",
+    "update norms before projection",
+    "realised batch sizes",
+    "certificates measured at the site",
+    "texts and types of exceptions",
+)
+
+
+class MessageError(ValueError):
+    """A message that is not what the protocol says; the text is safe to log and to send."""
+
+
+@dataclass(frozen=True)
+class JoinRequest:
+    """The coordinator presents the protocol (study and schema) and asks who takes part."""
+
+    protocol: Mapping[str, Any]
+
+    def to_record(self) -> RecordDict:
+        """As Flower records."""
+        return RecordDict(
+            {HEADER: ConfigRecord({"version": PROTOCOL_VERSION, "protocol": json.dumps(dict(self.protocol))})}
+        )
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> JoinRequest:
+        """Read and check; `MessageError` if malformed."""
+        header = _header(record, {"version": int, "protocol": str})
+        try:
+            document = json.loads(str(header["protocol"]))
+        except ValueError:
+            raise MessageError("the protocol is not JSON") from None
+        if not isinstance(document, dict):
+            raise MessageError("the protocol is not a JSON object")
+        return cls(document)
+
+
+@dataclass(frozen=True)
+class JoinReply:
+    """A site says who it is, which study it accepts (by digest) and how many patients it declares."""
+
+    status: Status
+    site: str
+    study: str = ""
+    patients: int = 0
+
+    def to_record(self) -> RecordDict:
+        """As Flower records."""
+        return _reply_record(JOIN, self.status, {"site": self.site, "study": self.study, "patients": self.patients})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> JoinReply:
+        """Read and check; `MessageError` if malformed."""
+        header = _header(record, {"version": int, "status": str, "site": str, "study": str, "patients": int})
+        reply = cls(_status(header), str(header["site"]), str(header["study"]), int(header["patients"]))
+        if reply.status is Status.OK and (not reply.site or reply.patients < 1):
+            raise MessageError("a site that joins needs a name and at least one patient")
+        return reply
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """One round: the certified global decoder, and the weight with which the site's update will enter the mean."""
+
+    study: str
+    round: int
+    weight: float
+    decoder: Mapping[str, Tensor]
+
+    def to_record(self) -> RecordDict:
+        """As Flower records."""
+        header = {"version": PROTOCOL_VERSION, "study": self.study, "round": self.round, "weight": self.weight}
+        return RecordDict({HEADER: ConfigRecord(header), ARRAYS: arrays_to_record(self.decoder)})
+
+    @classmethod
+    def from_record(cls, record: RecordDict, expected: Mapping[str, tuple[int, ...]]) -> TrainRequest:
+        """Read and check against the shapes the study implies; `MessageError` if malformed."""
+        header = read_train_header(record)
+        decoder = arrays_from_record(record.array_records.get(ARRAYS), expected)
+        return cls(str(header["study"]), int(header["round"]), float(header["weight"]), decoder)
+
+
+@dataclass(frozen=True)
+class TrainReply:
+    """A site's projected decoder update, or the code that says why there is none."""
+
+    status: Status
+    site: str
+    study: str
+    round: int
+    update: Mapping[str, Tensor] | None = None
+
+    def to_record(self) -> RecordDict:
+        """As Flower records."""
+        fields: dict[str, Any] = {"site": self.site, "study": self.study, "round": self.round}
+        return _reply_record(TRAIN, self.status, fields, self.update)
+
+    @classmethod
+    def from_record(cls, record: RecordDict, expected: Mapping[str, tuple[int, ...]]) -> TrainReply:
+        """Read and check: fields, types, and for `Status.OK` names, shapes, dtype and finiteness of the update."""
+        header = _header(record, {"version": int, "status": str, "site": str, "study": str, "round": int})
+        status = _status(header)
+        update = arrays_from_record(record.array_records.get(ARRAYS), expected) if status is Status.OK else None
+        return cls(status, str(header["site"]), str(header["study"]), int(header["round"]), update)
+
+
+def read_train_header(record: RecordDict) -> dict[str, Any]:
+    """Study, round and weight of a training request, checked without touching its arrays."""
+    header = _header(record, {"version": int, "study": str, "round": int, "weight": float})
+    if int(header["round"]) < 1 or not 0.0 < float(header["weight"]) <= 1.0:
+        raise MessageError("the round must be at least 1 and the weight in (0, 1]")
+    return header
+
+
+def arrays_to_record(arrays: Mapping[str, Tensor]) -> ArrayRecord:
+    """Float32 tensors by name as a Flower record."""
+    return ArrayRecord(array_dict={name: Array(np.ascontiguousarray(a.numpy())) for name, a in arrays.items()})
+
+
+def arrays_from_record(record: ArrayRecord | None, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Float32 tensors with exactly the names and shapes of `expected`, all finite; else `MessageError`.
+
+    Sizes are compared before anything is decoded, so that an oversized array costs nothing.
+    """
+    if record is None:
+        raise MessageError("no arrays")
+    if set(record.keys()) != set(expected):
+        raise MessageError(f"arrays named differently than the study's {len(expected)} arrays")
+    arrays = {}
+    for name, shape in expected.items():
+        array = record[name]
+        limit = 4 * int(np.prod(shape)) + NPY_OVERHEAD
+        if array.dtype != "float32" or tuple(array.shape) != shape or len(array.data) > limit:
+            raise MessageError(f"array {name!r} is not float32 of shape {shape}")
+        try:
+            values = array.numpy()
+        except (ValueError, TypeError, EOFError, OSError):
+            raise MessageError(f"array {name!r} cannot be decoded") from None
+        if values.dtype != np.float32 or values.shape != shape:
+            raise MessageError(f"array {name!r} holds something else than it declares")
+        if not np.isfinite(values).all():
+            raise MessageError(f"array {name!r} has entries that are not finite")
+        arrays[name] = torch.from_numpy(values.copy())
+    return arrays
+
+
+def arrays_digest(arrays: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) over names, shapes and the exact bytes of float32 arrays."""
+    content = {
+        name: [list(a.shape), hashlib.sha256(np.ascontiguousarray(a.numpy()).tobytes()).hexdigest()]
+        for name, a in arrays.items()
+    }
+    return sha256_of(content)
+
+
+def _reply_record(
+    kind: str, status: Status, fields: Mapping[str, Any], update: Mapping[str, Tensor] | None = None
+) -> RecordDict:
+    header = {"version": PROTOCOL_VERSION, "status": status.value, **fields}
+    names = set(header) | ({"update"} if update is not None else set())
+    unclassified = names - set(REPLY_FIELDS[kind])
+    if unclassified:
+        raise MessageError(f"fields {sorted(unclassified)} are not classified and must not leave the site")
+    records: dict[str, ArrayRecord | ConfigRecord] = {HEADER: ConfigRecord(header)}
+    if update is not None:
+        records[ARRAYS] = arrays_to_record(update)
+    return RecordDict(records)  # type: ignore[arg-type]
+
+
+def _header(record: RecordDict, fields: Mapping[str, type]) -> dict[str, Any]:
+    """The header's fields, exactly those named and of the types named; version checked first."""
+    header = record.config_records.get(HEADER)
+    if header is None:
+        raise MessageError("no header")
+    version = header.get("version")
+    if version != PROTOCOL_VERSION:
+        raise MessageError(f"protocol version {version!r}, this side speaks {PROTOCOL_VERSION}")
+    if set(header.keys()) != set(fields):
+        raise MessageError("the header's fields are not those of the protocol")
+    for name, kind in fields.items():
+        value = header[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise MessageError(f"header field {name!r} is not of type {kind.__name__}")
+    return dict(header)
+
+
+def _status(header: Mapping[str, Any]) -> Status:
+    try:
+        return Status(str(header["status"]))
+    except ValueError:
+        raise MessageError("unknown status code") from None

@@ -1,0 +1,59 @@
+"""The coordinator's decoder on disk: every round durable, and the final one as a file of its own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from common.encoding import TableEncoding
+from common.errors import OutputError
+from common.files import atomic_path
+from common.model.vae import Decoder
+from common.study import Protocol
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A global decoder with the study and round it belongs to."""
+
+    study: str
+    round: int
+    decoder: Decoder
+
+
+def build_decoder(protocol: Protocol, seed: int | None = None) -> Decoder:
+    """The study's decoder with its data-independent orthogonal start."""
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    constrained = protocol.study.training.mode != "none"
+    return Decoder(TableEncoding(protocol.schema), protocol.study.model, generator, constrained=constrained)
+
+
+def save_checkpoint(path: Path, protocol: Protocol, number: int, decoder: Decoder) -> None:
+    """Write the decoder after round `number` durably and atomically."""
+    header = json.dumps({"study": protocol.digest, "round": number})
+    with atomic_path(path) as temporary:
+        save_file(decoder.arrays(), temporary, metadata={"cohortium": header})
+
+
+def load_checkpoint(path: Path, protocol: Protocol) -> Checkpoint:
+    """Read a checkpoint of this study; `OutputError` if it is damaged or of another study."""
+    decoder = build_decoder(protocol, seed=0)
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["cohortium"])
+            arrays = {name: file.get_tensor(name) for name, _ in decoder.named_parameters()}
+        if header["study"] != protocol.digest:
+            raise OutputError(f"{path}: belongs to another study", fix="use the study.toml this decoder was made with")
+        decoder.load_arrays(arrays)
+    except (SafetensorError, KeyError, ValueError, OSError, RuntimeError):
+        raise OutputError(f"{path}: not a decoder checkpoint of this study", fix="check the path") from None
+    return Checkpoint(header["study"], int(header["round"]), decoder)

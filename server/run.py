@@ -1,0 +1,134 @@
+"""What one launch consists of on disk: the settings the ServerApp reads, and the names of everything it leaves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import FederationError, OutputError
+from common.files import write_atomic
+from common.study import Protocol
+
+RUN_VARIABLE = "COHORTIUM_RUN"
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Handed to the ServerApp as a JSON file; `sites` is the number of sites to wait for before round 1."""
+
+    protocol: Protocol
+    out: Path
+    sites: int
+    simulation: bool
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        document = {
+            "protocol": self.protocol.to_json(),
+            "out": str(self.out),
+            "sites": self.sites,
+            "simulation": self.simulation,
+        }
+        write_atomic(path, json.dumps(document, indent=1))
+
+    @classmethod
+    def load(cls, path: Path) -> RunSettings:
+        """Read what `save` wrote; `FederationError` if there is no such file."""
+        try:
+            document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return cls(
+                Protocol.from_json(document["protocol"]),
+                Path(document["out"]),
+                int(document["sites"]),
+                bool(document["simulation"]),
+            )
+        except (OSError, KeyError, ValueError):
+            raise FederationError(f"{path}: not the settings of a run", fix="launch through `cohortium`") from None
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Every file of a run, by role."""
+
+    out: Path
+
+    @property
+    def study(self) -> Path:
+        """The protocol as approved."""
+        return self.out / "study.json"
+
+    @property
+    def rounds(self) -> Path:
+        """One JSON line a round."""
+        return self.out / "rounds.jsonl"
+
+    @property
+    def sites(self) -> Path:
+        """Who joined, with weights, and who did not and why."""
+        return self.out / "sites.json"
+
+    @property
+    def decoder(self) -> Path:
+        """The global decoder, replaced after every round."""
+        return self.out / "decoder.safetensors"
+
+    @property
+    def cohort_csv(self) -> Path:
+        """The cohort as CSV."""
+        return self.out / "cohort.csv"
+
+    @property
+    def cohort_parquet(self) -> Path:
+        """The cohort as Parquet."""
+        return self.out / "cohort.parquet"
+
+    @property
+    def failure(self) -> Path:
+        """Why the ServerApp stopped, if it did."""
+        return self.out / "failure.json"
+
+    @property
+    def log(self) -> Path:
+        """What Flower and Ray printed."""
+        return self.out / "runtime.log"
+
+    @property
+    def privacy(self) -> Path:
+        """The privacy statement, machine-readable."""
+        return self.out / "privacy.json"
+
+    @property
+    def metrics(self) -> Path:
+        """Evaluation of the cohort."""
+        return self.out / "metrics.json"
+
+    @property
+    def report(self) -> Path:
+        """The report."""
+        return self.out / "report.html"
+
+    @property
+    def manifest(self) -> Path:
+        """The signed list of everything released."""
+        return self.out / "manifest.dsse.json"
+
+    @property
+    def ledgers(self) -> Path:
+        """The sites' ledgers, in a simulation."""
+        return self.out / "ledgers"
+
+
+def claim_output(out: Path) -> RunFiles:
+    """Create `out`, which must not exist or be empty: results of two runs are never mixed."""
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise OutputError(f"{out}: exists and is not empty", fix="name a new directory with --out, or remove it")
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written to ({error.strerror})", fix="choose another directory") from None
+    return RunFiles(out)

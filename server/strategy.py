@@ -1,0 +1,188 @@
+"""LipschitzFedAvg: federated averaging of norm-projected decoder updates under a certified Lipschitz bound.
+
+A round: certify and send the global decoder; drop by name every reply that is not what the protocol says; add the
+weighted updates; project every layer onto its spectral ball; certify; hand the round to the observer (checkpoint and
+`rounds.jsonl`). Weights are fixed before round 1 from declared patient numbers and are not renormalised when a site is
+missing, so that no site's influence ever exceeds 2 w_k C (privacy.md, T1 and T2).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from common.errors import FederationError
+from common.messages import TRAIN, MessageError, Status, TrainReply, TrainRequest, arrays_to_record
+from common.model.vae import Decoder
+from common.privacy.update import NORM_TOLERANCE, update_norm
+from common.study import Protocol
+
+
+@dataclass(frozen=True)
+class Member:
+    """A site that joined: its node in Flower, its name and its declared number of patients."""
+
+    node_id: int
+    site: str
+    patients: int
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """One line of `rounds.jsonl`: what the coordinator may know about a round."""
+
+    round: int
+    answered: tuple[str, ...]
+    dropped: Mapping[str, str]
+    certificate: float
+    step_norm: float
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return {
+            "round": self.round,
+            "answered": list(self.answered),
+            "dropped": dict(self.dropped),
+            "certificate": self.certificate,
+            "step_norm": self.step_norm,
+            "seconds": round(self.seconds, 4),
+        }
+
+
+Observer = Callable[[RoundReport, Decoder], None]
+
+
+@dataclass
+class LipschitzFedAvg(Strategy):
+    """Weighted mean of validated updates, then P_s on every layer. `decoder` is global and changed in place."""
+
+    protocol: Protocol
+    decoder: Decoder
+    members: tuple[Member, ...]
+    observer: Observer
+    _started: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        names = [member.site for member in self.members]
+        if len(set(names)) != len(names):
+            raise ValueError(f"site names must be unique (found {sorted(names)})")
+        training = self.protocol.study.training
+        if len(self.members) < training.min_sites:
+            raise ValueError(f"{len(self.members)} members, but min_sites is {training.min_sites}")
+        patients = sum(member.patients for member in self.members)
+        self.weights = {member.site: member.patients / patients for member in self.members}
+        self.shapes = {name: tuple(value.shape) for name, value in self.decoder.named_parameters()}
+        self.constrained = training.mode != "none"
+
+    def summary(self) -> None:
+        """Nothing to print: the observer reports every round."""
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Certify the global decoder and address it to every member."""
+        self._started = time.perf_counter()
+        self._certify()
+        decoder = self.decoder.arrays()
+        for member in self.members:
+            request = TrainRequest(self.protocol.digest, server_round, self.weights[member.site], decoder)
+            yield Message(content=request.to_record(), message_type=TRAIN, dst_node_id=member.node_id)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Validate, add, project, certify, report; `FederationError` if fewer than `min_sites` replies are valid."""
+        updates, dropped = self.collect(server_round, replies)
+        minimum = self.protocol.study.training.min_sites
+        if len(updates) < minimum:
+            reasons = "; ".join(f"{site}: {reason}" for site, reason in sorted(dropped.items()))
+            raise FederationError(
+                f"round {server_round}: {len(updates)} valid replies, min_sites is {minimum} ({reasons})",
+                fix="see the logs of the sites named, or lower training.min_sites in a new study",
+            )
+        step = self.aggregate(updates)
+        self.observer(
+            RoundReport(
+                round=server_round,
+                answered=tuple(sorted(updates)),
+                dropped=dropped,
+                certificate=self._certify(),
+                step_norm=step,
+                seconds=time.perf_counter() - self._started,
+            ),
+            self.decoder,
+        )
+        return arrays_to_record(self.decoder.arrays()), None
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """No federated evaluation during training: a site's losses never leave it."""
+        return ()
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Nothing to aggregate."""
+        return None
+
+    def collect(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[dict[str, Mapping[str, torch.Tensor]], dict[str, str]]:
+        """Valid updates by site, and for every other member the reason why it is missing from this round."""
+        nodes = {member.node_id: member.site for member in self.members}
+        updates: dict[str, Mapping[str, torch.Tensor]] = {}
+        dropped: dict[str, str] = {}
+        for message in replies:
+            site = nodes.get(message.metadata.src_node_id)
+            if site is None or site in updates or site in dropped:
+                continue  # not a member, or a second answer: the first one counts
+            try:
+                updates[site] = self._validated(site, server_round, message)
+            except MessageError as error:
+                dropped[site] = str(error)
+        for site in nodes.values():
+            if site not in updates and site not in dropped:
+                dropped[site] = "no reply before the deadline"
+        return updates, dropped
+
+    def _validated(self, site: str, server_round: int, message: Message) -> Mapping[str, torch.Tensor]:
+        if message.has_error():
+            raise MessageError(f"Flower reports error {message.error.code}")  # its text may quote a site's data
+        reply = TrainReply.from_record(message.content, self.shapes)
+        if reply.status is not Status.OK or reply.update is None:
+            raise MessageError(reply.status.value)
+        if reply.study != self.protocol.digest:
+            raise MessageError("answers another study")
+        if reply.round != server_round:
+            raise MessageError(f"answers round {reply.round}")
+        if reply.site != site:
+            raise MessageError("answers under another site's name")
+        radius = self.protocol.study.training.update_norm
+        if self.constrained and update_norm(reply.update) > radius * (1.0 + NORM_TOLERANCE):
+            raise MessageError(f"the update's norm exceeds C = {radius:g}")
+        return reply.update
+
+    @torch.no_grad()
+    def aggregate(self, updates: Mapping[str, Mapping[str, torch.Tensor]]) -> float:
+        """decoder ← P_s(decoder + Σ_k w_k u_k), summed in float64 in order of site names; returns ‖Σ_k w_k u_k‖₂."""
+        total = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in self.shapes.items()}
+        for site in sorted(updates):
+            for name, array in updates[site].items():
+                total[name] += self.weights[site] * array.to(torch.float64)
+        for name, parameter in self.decoder.named_parameters():
+            parameter.copy_(parameter.to(torch.float64) + total[name])
+        self.decoder.network.project(exact=True)
+        return update_norm(total)
+
+    def _certify(self) -> float:
+        """The certificate of the global decoder; `CertificateError` if it exceeds the study's bound."""
+        if not self.constrained:
+            return self.decoder.certificate()
+        return self.decoder.require_certificate(self.protocol.study.model.decoder_lipschitz)

@@ -82,13 +82,7 @@ def check_file(schema: str | Path, data: str | Path, out_of_bounds: OutOfBounds 
 def render(check: FileCheck) -> list[Grid | Text]:
     """The check as a steward reads it: one line a column, then what to mend, the warnings and the verdict."""
     report = check.report
-    grid = Grid(
-        title=f"{report.rows} data rows in {report.source}",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1),
-        pad_edge=False,
-    )
+    grid = Grid(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     grid.add_column("column", overflow="fold")
     grid.add_column("kind", no_wrap=True)
     for heading in ("missing", "below", "above", "invalid"):
@@ -110,7 +104,7 @@ def render(check: FileCheck) -> list[Grid | Text]:
             str(found.invalid),
             verdict,
         )
-    lines: list[Grid | Text] = [grid]
+    lines: list[Grid | Text] = [Text(f"{report.rows} data rows in {report.source}"), grid]
     lines += [Text(f"To mend: {problem}", style="red") for problem in check.problems]
     if report.clipped and check.out_of_bounds == "clip":
         lines.append(

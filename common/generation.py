@@ -13,7 +13,7 @@ from common.errors import CohortiumError
 from common.model.vae import Decoder
 from common.table import Table
 
-BATCH_ROWS = 4096
+BATCH_ROWS = 1024
 
 
 def sample_prior(

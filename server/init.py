@@ -48,7 +48,9 @@ def init_study(directory: Path, header: Path, dictionary: Path | None = None, na
     Raises `OutputError` if either file exists (nothing is overwritten) or cannot be written, `DataError` for an
     unusable header, `SchemaError` for an unusable dictionary and `UsageError` for a name that no study can have.
     """
-    name = name if name is not None else re.sub(r"[^\w .\-]", "-", directory.resolve().name).lstrip("-. ") or "study"
+    name = (
+        name if name is not None else re.sub(r"[^\w .\-]", "-", directory.resolve().name).lstrip("-. ")[:80] or "study"
+    )
     try:
         StudySection.model_validate({"name": name, "schema": "schema.json"})
     except ValidationError:

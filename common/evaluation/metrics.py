@@ -13,11 +13,13 @@ from common.table import Table
 SCHEMA_VERSION = 1
 
 
-def evaluate(synthetic: Table, real: Table, test: Table | None, seed: int) -> dict[str, Any]:
+def evaluate(
+    synthetic: Table, real: Table, test: Table | None, seed: int, *, target: str | None = None
+) -> dict[str, Any]:
     """Score `synthetic` against the patients in `real` it was learned from; JSON-serialisable, None for undefined.
 
-    Utility (TSTR, TRTR and their gap, in AUROC) needs held-out patients in `test` and a target in the schema; without
-    either, `utility` is null and `utility_reason` says why. `seed` fixes the gradient boosting.
+    Utility (TSTR, TRTR and their gap, in AUROC) needs held-out patients in `test` and a `target` (default: the
+    schema's); without either, `utility` is null and `utility_reason` says why. `seed` fixes the gradient boosting.
 
     Raises `DataError` if the schemas differ or `synthetic` or `real` has no rows.
     """
@@ -27,7 +29,7 @@ def evaluate(synthetic: Table, real: Table, test: Table | None, seed: int) -> di
             "the test table has another schema than the real table",
             fix="read both with the study's schema.json",
         )
-    target = real.schema.target
+    target = target or real.schema.target
     utility: dict[str, Any] | None = None
     reason = ""
     if test is None:

@@ -110,8 +110,8 @@ def _why_impossible(y_train: np.ndarray, y_test: np.ndarray) -> str:
 
 def _informative(values: np.ndarray, target: int) -> list[int]:
     """Positions of the predictors with a known value; scikit-learn cannot bin a column without one."""
-    known = (~np.isnan(values)).any(axis=0)
-    return [j for j in range(values.shape[1]) if known[j] and j != target]
+    known = np.flatnonzero(np.any(~np.isnan(values), axis=0))
+    return [int(j) for j in known if j != target]
 
 
 def _auroc(outcomes: np.ndarray, probabilities: np.ndarray) -> float:

@@ -131,7 +131,7 @@ def test_digest_ignores_key_order_and_sees_every_change() -> None:
         (field("datetime", minimum=0, maximum=1), "type 'datetime' is not supported"),
         (field(["string"], enum=["a"]), "is not supported; use number"),  # type: ignore[arg-type]
         (field(), "no type is declared"),
-        ({"name": "x", "type": "string", "constraints": ["enum"]}, "`constraints` must be an object"),
+        ({"name": "x", "type": "boolean", "constraints": ["enum"]}, "`constraints` must be an object"),
         ({"name": "x", "type": "string", "constraints": {"enum": ["a"], "pattern": "a"}}, "constraint 'pattern'"),
         (field("boolean", name=" x"), "leading or trailing blanks"),
         (field("boolean", name="x\ty"), "control characters"),

@@ -1,0 +1,35 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The PyTorch build. `make TORCH_FLAGS="--index-url <PyTorch's index for your CPU or CUDA build>"` chooses another one.
+TORCH_FLAGS ?=
+CONSTRAINTS ?= deploy/constraints.txt
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.ready
+	$(BIN)/cohortium demo --out demo-out
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --warnings
+
+bench: $(VENV)/.ready
+	$(BIN)/python -m tests.bench $(BENCH)
+
+# Torch goes first and alone, so that no other package's requirement chooses its build.
+$(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 13), "Cohortium needs Python 3.11 or 3.12"'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet $(TORCH_FLAGS) $$(grep '^torch==' $(CONSTRAINTS))
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[demo,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo-out bench-out build *.egg-info

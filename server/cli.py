@@ -1,0 +1,118 @@
+"""`cohortium`, the command line of the consortium's coordinator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from common.console import progress, results, run_cli, show_version, write_json
+
+app = typer.Typer(
+    help="The coordinator's side of a Cohortium study.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
+Out = Annotated[Path, typer.Option(help="Directory for the results; must not exist or be empty.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of study.toml.")
+]
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """The coordinator's side of a Cohortium study."""
+
+
+@app.command()
+def init(
+    directory: Annotated[Path, typer.Argument(help="Where to write study.toml and schema.json.")],
+    header: Annotated[Path, typer.Option(help="A CSV of the study's table; only its first line is read.")],
+    dictionary: Annotated[
+        Path | None, typer.Option(help="A data dictionary: REDCap's CSV export, or name,type,minimum,maximum,levels.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the study; default: the directory's name.")] = None,
+) -> None:
+    """Write a commented study.toml and a schema.json from a header and a data dictionary, never from values."""
+    from server.init import init_study
+
+    results.print(init_study(directory, header, dictionary, name).describe())
+
+
+@app.command()
+def simulate(
+    study: Annotated[Path, typer.Argument(help="study.toml")],
+    sites: Annotated[Path, typer.Option(help="Directory with one CSV file a site.")],
+    out: Out,
+    test: Annotated[Path | None, typer.Option(help="Held-out patients, for utility only.")] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a whole study on this machine: Flower's simulation runtime, one SuperNode a site."""
+    from common.study import load_protocol
+
+    _run(load_protocol(study, overrides or ()), sites, out, test, as_json=as_json, quiet=quiet)
+
+
+@app.command()
+def demo(
+    out: Out = Path("demo-out"),
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """A real federation on real patients: the OPT trial, four US centres, 814 women."""
+    from server.demo_study import prepare_demo
+
+    with prepare_demo(overrides or ()) as demo_run:
+        _run(demo_run.protocol, demo_run.sites, out, demo_run.test, as_json=as_json, quiet=quiet)
+
+
+@app.command()
+def verify(
+    directory: Annotated[Path, typer.Argument(help="A directory with manifest.dsse.json.")],
+    key: Annotated[Path | None, typer.Option(help="The coordinator's public key; default: the one beside it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check the signature of a release and every file it names, without a network."""
+    from server.release import verify_release
+
+    statement = verify_release(directory, key)
+    if as_json:
+        write_json(statement)
+        return
+    names = ", ".join(subject["name"] for subject in statement["subject"])
+    results.print(f"unchanged since it was signed: {names}", soft_wrap=True)
+    if key is None:
+        results.print("The key lies beside the files: this shows that they fit together, not who made them.")
+
+
+def _run(protocol: Any, sites: Path, out: Path, test: Path | None, *, as_json: bool, quiet: bool) -> None:
+    from server.progress import files_table, show_rounds, summary_table
+    from server.release import release_simulation
+    from server.simulation import simulate as run_simulation
+
+    with show_rounds(protocol.study.training.rounds, quiet=quiet) as on_round:
+        result = run_simulation(protocol, sites, out, on_round)
+    if not quiet:
+        progress.print("evaluating the cohort and writing the report")
+    summary = release_simulation(result, test)
+    if as_json:
+        write_json(summary)
+    else:
+        results.print(summary_table(summary), files_table(summary), sep="\n")
+
+
+def main() -> None:
+    """Entry point of `cohortium`."""
+    run_cli(app, "cohortium")

@@ -1,0 +1,161 @@
+"""From the raw results of a run to a release: evaluation, privacy statement, report, signed manifest."""
+
+from __future__ import annotations
+
+import json
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from common.digest import sha256_of_file
+from common.errors import VerifyError
+from common.evaluation.metrics import evaluate
+from common.files import write_atomic
+from common.privacy.events import Event
+from common.privacy.ledger import Ledger
+from common.privacy.statement import privacy_statement
+from common.signing import load_public_key, open_envelope, public_pem, sign, statement_for, verify_files
+from common.table import Table, read_table
+from server.report import render_report
+from server.run import RunFiles
+from server.simulation import SimulationResult, verify_ledgers
+
+SIMULATION_KEY = "simulation-key.pub"
+
+
+def release_simulation(result: SimulationResult, test: Path | None) -> dict[str, Any]:
+    """Evaluate, state, report and sign what a simulation left; returns the summary that `--json` prints.
+
+    The simulation owns all patients, so it may compare with them without accounting; metrics.json says so. The signing
+    key exists for this call only: it shows that nothing changed afterwards, not who ran it.
+    """
+    files, protocol = result.files, result.protocol
+    started = time.perf_counter()
+    heads = verify_ledgers(files)
+    sites = json.loads(files.sites.read_text(encoding="utf-8"))
+    events: dict[str, list[Event]] = {}
+    for name in heads:
+        with Ledger(files.ledgers / f"{name}.sqlite", name) as ledger:
+            events[name] = [entry.event for entry in ledger.entries(protocol.digest)]
+    patients = {name: joined["patients"] for name, joined in sites["joined"].items()}
+    statement = privacy_statement(protocol, {name: events.get(name, []) for name in patients}, patients)
+    write_atomic(files.privacy, json.dumps(statement, indent=1))
+
+    cohort, _ = read_table(files.cohort_csv, protocol.schema, out_of_bounds="refuse")
+    held_out = read_table(test, protocol.schema)[0] if test else None
+    seed = protocol.study.study.seed or 0
+    metrics = evaluate(cohort, result.real, held_out, seed, target=protocol.target)
+    write_atomic(files.metrics, json.dumps(metrics, indent=1))
+    rounds = read_rounds(files)
+    result.seconds["evaluation"] = time.perf_counter() - started
+
+    report = render_report(protocol, sites, rounds, statement, metrics, cohort, result.real)
+    write_atomic(files.report, report)
+    sign_release(files, protocol.digest, heads)
+    result.seconds["release"] = time.perf_counter() - started
+    return summarise(result, sites, rounds, statement, metrics, cohort)
+
+
+def read_rounds(files: RunFiles) -> list[dict[str, Any]]:
+    """The lines of rounds.jsonl."""
+    return [json.loads(line) for line in files.rounds.read_text(encoding="utf-8").splitlines()]
+
+
+def released_files(files: RunFiles) -> list[Path]:
+    """What belongs to the release; the decoder and the sites' ledgers do not."""
+    return [
+        files.cohort_csv,
+        files.cohort_parquet,
+        files.metrics,
+        files.privacy,
+        files.report,
+        files.rounds,
+        files.sites,
+        files.study,
+    ]
+
+
+def sign_release(files: RunFiles, study: str, ledger_heads: dict[str, tuple[int, str]]) -> None:
+    """Write the manifest and the public half of a key made for it."""
+    key = Ed25519PrivateKey.generate()
+    predicate = {
+        "study": study,
+        "software": f"cohortium {version('cohortium')}",
+        "simulation": True,
+        "decoder_sha256": sha256_of_file(files.decoder),
+        "ledgers": {name: {"length": length, "head": head} for name, (length, head) in ledger_heads.items()},
+    }
+    statement = statement_for(files.out, [path.name for path in released_files(files)], predicate)
+    write_atomic(files.manifest, json.dumps(sign(statement, key), indent=1))
+    write_atomic(files.out / SIMULATION_KEY, public_pem(key.public_key()))
+
+
+def verify_release(directory: Path, key_path: Path | None) -> dict[str, Any]:
+    """Check signature and every file of a release; returns the statement. `VerifyError` names what differs."""
+    manifest = RunFiles(directory).manifest
+    try:
+        envelope = json.loads(manifest.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise VerifyError(f"{manifest}: no readable manifest", fix="name the directory of a release") from None
+    statement = open_envelope(envelope, load_public_key(key_path or directory / SIMULATION_KEY))
+    verify_files(directory, statement)
+    return statement
+
+
+def summarise(
+    result: SimulationResult,
+    sites: dict[str, Any],
+    rounds: list[dict[str, Any]],
+    statement: dict[str, Any],
+    metrics: dict[str, Any],
+    cohort: Table,
+) -> dict[str, Any]:
+    """What the last screen shows and `--json` prints."""
+    study = result.protocol.study
+    exposure = {entry["site"]: entry["exposure"] for entry in statement["entries"]}
+    return {
+        "study": study.study.name,
+        "study_digest": result.protocol.digest,
+        "out": str(result.files.out),
+        "mode": study.training.mode,
+        "sites": sites["joined"],
+        "not_joined": sites["not_joined"],
+        "rounds": len(rounds),
+        "certificate": max(line["certificate"] for line in rounds),
+        "certificate_bound": study.model.decoder_lipschitz if study.training.mode != "none" else None,
+        "epsilon": "infinity",
+        "exposure": exposure,
+        "rows": len(cohort),
+        "fidelity": {
+            name: metrics["fidelity"][name]
+            for name in ("ks_mean", "tv_mean", "missingness_mean", "correlation_difference")
+        },
+        "utility": metrics["utility"],
+        "seconds": {name: round(value, 2) for name, value in result.seconds.items()},
+        "files": {path.name: _purpose(path.name) for path in sorted(result.files.out.iterdir())},
+    }
+
+
+PURPOSES = {
+    "cohort.csv": "the synthetic cohort",
+    "cohort.parquet": "the same with types",
+    "report.html": "the report: open it in a browser",
+    "privacy.json": "what is claimed for every site against every adversary",
+    "metrics.json": "fidelity and utility",
+    "rounds.jsonl": "one line a round: sites, certificate",
+    "sites.json": "who took part, with which weight",
+    "study.json": "the protocol as approved",
+    "manifest.dsse.json": "signed SHA-256 of every released file",
+    SIMULATION_KEY: "public key of the manifest",
+    "decoder.safetensors": "the global decoder (not part of the release)",
+    "ledgers": "the sites' ledgers (not part of the release)",
+    "site-logs": "the sites' own logs (not part of the release)",
+    "runtime.log": "what Flower and Ray printed",
+}
+
+
+def _purpose(name: str) -> str:
+    return PURPOSES.get(name, "")

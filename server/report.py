@@ -1,0 +1,56 @@
+"""The report: one self-contained HTML file that a hospital's browser opens without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from common.privacy.statement import ADVERSARIES
+from common.study import Protocol
+from common.table import Table
+from server.figures import certificates, marginals
+
+MODES = {
+    "constrained": "constrained: Lipschitz-bounded networks, updates projected to a fixed norm, no noise",
+    "none": "none: the non-private reference, no constraint of any kind",
+}
+
+
+def render_report(
+    protocol: Protocol,
+    sites: Mapping[str, Any],
+    rounds: Sequence[dict[str, Any]],
+    statement: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    cohort: Table,
+    real: Table,
+) -> str:
+    """The page as HTML. Comparisons with real patients exist only where the caller may look at them (a simulation)."""
+    # Column and site names come from files that people write: everything is escaped, except our own SVG.
+    environment = Environment(
+        loader=PackageLoader("server", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["fixed"] = lambda value, digits=3: "not defined" if value is None else f"{value:.{digits}f}"
+    bound = protocol.study.model.decoder_lipschitz if protocol.study.training.mode != "none" else None
+    return environment.get_template("report.html.j2").render(
+        study=protocol.study,
+        digest=protocol.digest,
+        target=protocol.target,
+        mode=MODES[protocol.study.training.mode],
+        sites=sites,
+        rounds=rounds,
+        largest_certificate=max(line["certificate"] for line in rounds),
+        bound=bound,
+        statement=statement,
+        exposures={entry["site"]: entry for entry in statement["entries"]},
+        adversaries=ADVERSARIES,
+        metrics=metrics,
+        columns=protocol.schema.columns,
+        rows=len(cohort),
+        marginals=marginals(cohort, real),
+        certificates=certificates(rounds, bound),
+        version=version("cohortium"),
+    )

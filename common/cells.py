@@ -155,10 +155,7 @@ def _parse_dates(array: pa.ChunkedArray) -> np.ndarray:
         index = pc.index_in(array, value_set=pa.array(unique, pa.string()))
         days = [parse_date(text or "") for text in unique]
         return np.array(days, dtype=np.float64)[np.array(index.to_numpy(), dtype=np.int64)]
-    if pa.types.is_timestamp(kind):
-        moments = array if kind.tz is None else pc.local_timestamp(array)
-        array = pc.floor_temporal(moments, unit="day").cast(pa.date32())
-    elif pa.types.is_date64(kind):
+    if pa.types.is_timestamp(kind) or pa.types.is_date64(kind):
         array = array.cast(pa.date32())
     elif not pa.types.is_date32(kind):
         return np.full(len(array), np.nan)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 OutOfBounds = Literal["clip", "refuse"]
 SUFFIXES = (".csv", ".parquet")
-BATCH = 20_000  # CSV rows held as Python strings at a time
+BATCH = 2_000  # CSV rows held as Python strings at a time
 
 
 @dataclass(frozen=True)

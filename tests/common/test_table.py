@@ -315,6 +315,11 @@ BOOL = only("boolean")
         (DATE, pa.array(["2020-02-29", None]), [18321, np.nan]),
         (DATE, pa.array([datetime.datetime(2020, 2, 29, 23, 59)], pa.timestamp("ns")), [18321]),
         (DATE, pa.array([datetime.datetime(2020, 2, 29, 23, 59)], pa.timestamp("s")), [18321]),
+        (
+            only("date", minimum="1960-01-01", maximum="1980-01-01"),
+            pa.array([datetime.datetime(1969, 12, 31, 1), datetime.datetime(1970, 1, 1, 1)], pa.timestamp("ms")),
+            [-1, 0],
+        ),
         # 23:30 UTC is already the next day in Berlin, the column's own time zone.
         (DATE, pa.array([datetime.datetime(2020, 2, 28, 23, 30)], pa.timestamp("us", "Europe/Berlin")), [18321]),
         (NUMBER, pa.array([None, None]), [np.nan, np.nan]),

@@ -39,7 +39,7 @@ class StudySection(Section):
 class ModelSection(Section):
     """The constrained variational autoencoder (privacy.md, section 1)."""
 
-    latent_dim: int = Field(default=12, ge=1, le=256, description="dimension of the latent code")
+    latent_dim: int = Field(default=16, ge=1, le=256, description="dimension of the latent code")
     hidden: tuple[Annotated[int, Field(ge=4, le=4096, multiple_of=2)], ...] = Field(
         default=(128, 128), min_length=1, max_length=6, description="widths of the hidden layers, even numbers"
     )

@@ -7,11 +7,10 @@ located by row number.
 from __future__ import annotations
 
 import csv
-import datetime
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +18,10 @@ import pyarrow.parquet as pq
 
 from common.cells import MOST_ROWS_NAMED, ColumnReport, parse_column, row_list
 from common.errors import DataError
-from common.schema import EPOCH, Column, Schema
+from common.schema import Schema
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 OutOfBounds = Literal["clip", "refuse"]
 SUFFIXES = (".csv", ".parquet")
@@ -45,40 +44,6 @@ class Table:
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.values[:, self.schema.index(name)]
-
-    def to_frame(self) -> pd.DataFrame:
-        """A data frame: float64 (NaN is missing), Int64, category, boolean, and date objects (None is missing)."""
-        import pandas as pd  # here because reading a table does not need it
-
-        return pd.DataFrame({c.name: _to_series(self.values[:, j], c) for j, c in enumerate(self.schema.columns)})
-
-    def to_csv(self, target: Path | TextIO, *, header: bool = True) -> None:
-        """Write the rows in the spelling that `read_table` reads back under the same schema."""
-        frame, marks = self.to_frame(), self.schema.missing_values
-        for column in self.schema.columns:
-            if column.kind == "boolean":
-                words: Any = {True: column.true_values[0], False: column.false_values[0]}
-                frame[column.name] = frame[column.name].map(words)
-        frame.to_csv(target, index=False, header=header, na_rep="" if "" in marks else marks[0], lineterminator="\n")
-
-
-def _to_series(values: np.ndarray, column: Column) -> pd.Series:
-    import pandas as pd
-
-    missing = np.isnan(values)
-    if column.kind == "number":
-        return pd.Series(values)
-    if column.kind == "categorical":
-        codes = np.where(missing, -1, values).astype(np.int16)
-        return pd.Series(pd.Categorical.from_codes(codes.tolist(), categories=list(column.levels)))
-    whole = np.where(missing, 0, values).astype(np.int64)
-    if column.kind == "integer":
-        return pd.Series(pd.arrays.IntegerArray(whole, missing))
-    if column.kind == "boolean":
-        return pd.Series(pd.arrays.BooleanArray(whole.astype(bool), missing))
-    days = np.datetime64(EPOCH) + whole.astype("timedelta64[D]")
-    dates: list[datetime.date | None] = days.astype("datetime64[D]").tolist()
-    return pd.Series([None if gone else day for day, gone in zip(dates, missing, strict=True)], dtype=object)
 
 
 @dataclass(frozen=True)

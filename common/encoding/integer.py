@@ -7,7 +7,7 @@ import numpy as np
 from common.encoding.number import NumericEncoding, from_unit
 from common.schema import Column
 
-MAX_LEVELS = 128
+MAX_LEVELS = 200
 
 
 class IntegerEncoding(NumericEncoding):

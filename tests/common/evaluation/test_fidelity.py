@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from common.arrow import to_arrow
 from common.errors import DataError
 from common.evaluation.fidelity import compare, kolmogorov_smirnov, total_variation
 from common.schema import Schema, parse_schema
@@ -106,7 +107,7 @@ def test_each_kind_of_column_gets_its_distance() -> None:
 
 def correlations_the_slow_way(table: Table) -> dict[tuple[str, str], float]:
     """Pearson correlations of pairs of named features through pandas and scipy, one pair at a time."""
-    frame = table.to_frame()
+    frame = to_arrow(table).to_pandas()
     features: dict[tuple[str, str], np.ndarray] = {}
     for column in table.schema.columns:
         if column.is_numeric:

@@ -47,8 +47,10 @@ def run_study(grid: Grid, settings: RunSettings, files: RunFiles) -> None:
 
     def observe(report: RoundReport, current: Decoder) -> None:
         # The checkpoint first: a line in rounds.jsonl promises that its decoder is on disk.
+        started = time.perf_counter()
         save_checkpoint(files.decoder, protocol, report.round, current)
-        append_line(files.rounds, json.dumps(report.to_json()))
+        seconds = report.server_seconds + time.perf_counter() - started
+        append_line(files.rounds, json.dumps(report.to_json() | {"server_seconds": round(seconds, 4)}))
 
     strategy = LipschitzFedAvg(protocol=protocol, decoder=decoder, members=members, observer=observe)
     training = protocol.study.training

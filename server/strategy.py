@@ -36,7 +36,7 @@ class Member:
 
 @dataclass(frozen=True)
 class RoundReport:
-    """One line of `rounds.jsonl`: what the coordinator may know about a round."""
+    """One line of `rounds.jsonl`: what the coordinator may know about a round. Times are in seconds."""
 
     round: int
     answered: tuple[str, ...]
@@ -44,6 +44,7 @@ class RoundReport:
     certificate: float
     step_norm: float
     seconds: float
+    server_seconds: float
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -54,6 +55,7 @@ class RoundReport:
             "certificate": self.certificate,
             "step_norm": self.step_norm,
             "seconds": round(self.seconds, 4),
+            "server_seconds": round(self.server_seconds, 4),
         }
 
 
@@ -69,6 +71,7 @@ class LipschitzFedAvg(Strategy):
     members: tuple[Member, ...]
     observer: Observer
     _started: float = field(default=0.0, init=False)
+    _preparation: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         names = [member.site for member in self.members]
@@ -92,6 +95,7 @@ class LipschitzFedAvg(Strategy):
         self._started = time.perf_counter()
         self._certify()
         decoder = self.decoder.arrays()
+        self._preparation = time.perf_counter() - self._started
         for member in self.members:
             request = TrainRequest(self.protocol.digest, server_round, self.weights[member.site], decoder)
             yield Message(content=request.to_record(), message_type=TRAIN, dst_node_id=member.node_id)
@@ -100,6 +104,7 @@ class LipschitzFedAvg(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Validate, add, project, certify, report; `FederationError` if fewer than `min_sites` replies are valid."""
+        arrived = time.perf_counter()
         updates, dropped = self.collect(server_round, replies)
         minimum = self.protocol.study.training.min_sites
         if len(updates) < minimum:
@@ -109,14 +114,17 @@ class LipschitzFedAvg(Strategy):
                 fix="see the logs of the sites named, or lower training.min_sites in a new study",
             )
         step = self.aggregate(updates)
+        measured = self._certify()
+        now = time.perf_counter()
         self.observer(
             RoundReport(
                 round=server_round,
                 answered=tuple(sorted(updates)),
                 dropped=dropped,
-                certificate=self._certify(),
+                certificate=measured,
                 step_norm=step,
-                seconds=time.perf_counter() - self._started,
+                seconds=now - self._started,
+                server_seconds=self._preparation + now - arrived,
             ),
             self.decoder,
         )

@@ -27,6 +27,7 @@ class ConstrainedTrainer:
                 "update_norm": update_norm(projected),
                 "encoder_certificate": local.encoder.network.certificate(),
                 "steps": float(local.steps),
+                "training_seconds": local.seconds,
             },
         )
 

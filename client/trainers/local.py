@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -18,13 +19,14 @@ FINAL_RATE = 0.05  # the cosine schedule ends at this share of the peak learning
 
 @dataclass(frozen=True)
 class LocalResult:
-    """The trained networks, the encoder's and optimisers' state, and the mean loss a row of the last epoch (nats)."""
+    """The trained networks, what the site keeps for the next round, and the last epoch's mean loss a row (nats)."""
 
     decoder: Decoder
     encoder: Encoder
     state: dict[str, Tensor]
     loss: float
     steps: int
+    seconds: float
 
 
 def learning_rate(study_round: int, step: int, steps: int, rounds: int, peak: float) -> float:
@@ -54,6 +56,7 @@ def train_locally(inputs: RoundInputs, *, constrained: bool) -> LocalResult:
     data = inputs.data.to(device)
     epochs, rounds = study.training.local_epochs, study.training.rounds
     steps = epochs * math.ceil(len(data) / study.training.batch_size)
+    started = time.perf_counter()
     step, loss_sum, rows = 0, torch.zeros((), device=device), 0
     for epoch in range(epochs):
         for batch in _batches(len(data), study.training.batch_size, generator, device):
@@ -80,7 +83,9 @@ def train_locally(inputs: RoundInputs, *, constrained: bool) -> LocalResult:
     if constrained:
         encoder.network.project(exact=True)
         decoder.network.project(exact=True)
-    return LocalResult(decoder, encoder, _capture(encoder, parameters, optimiser), float(loss_sum) / max(1, rows), step)
+    mean_loss = float(loss_sum) / max(1, rows)  # waits for the device
+    seconds = time.perf_counter() - started
+    return LocalResult(decoder, encoder, _capture(encoder, parameters, optimiser), mean_loss, step, seconds)
 
 
 def _batches(rows: int, batch_size: int, generator: torch.Generator, device: torch.device) -> Iterator[Tensor]:

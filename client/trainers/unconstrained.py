@@ -19,7 +19,12 @@ class UnconstrainedTrainer:
         return RoundResult(
             update=update,
             state=local.state,
-            diagnostics={"loss": local.loss, "update_norm": update_norm(update), "steps": float(local.steps)},
+            diagnostics={
+                "loss": local.loss,
+                "update_norm": update_norm(update),
+                "steps": float(local.steps),
+                "training_seconds": local.seconds,
+            },
         )
 
     def event(self, training: TrainingSection, number: int, weight: float) -> UnboundedInfluence:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 CERTIFICATE_SLACK = 1.0 + 1e-6
 # The fast float32 projection aims this far inside the ball: an order of magnitude above the error of its eigenvalues.
 FAST_MARGIN = 2e-5
+# Beyond this σ²/bound² the errors of float32 eigenvalues, which are relative to the largest one, would reach the bound.
+FAST_REACH = 16.0
 
 
 def group_sort(x: Tensor) -> Tensor:
@@ -50,17 +52,24 @@ def project_spectral(weight: Tensor, bound: float) -> Tensor:
 
     Computed in float64 and returned in the dtype of `weight`; the result satisfies
     `spectral_norm_bound(result) <= bound`, rounding included. A matrix that satisfies it already is returned as it is.
+    `ValueError` if an entry is not finite.
     """
-    if spectral_norm_bound(weight) <= bound:
+    norm = spectral_norm_bound(weight)
+    if norm <= bound:
         return weight.detach().clone()
+    if not math.isfinite(norm):
+        raise ValueError("the matrix has entries that are not finite")
     left, singular, right = torch.linalg.svd(weight.detach().to("cpu", torch.float64), full_matrices=False)
     # Slack for the certificate's own factor and for rounding the entries back to float32.
-    room = bound / CERTIFICATE_SLACK * (1.0 - 4.0 * torch.finfo(torch.float32).eps)
-    projected = (left * singular.clamp(max=room)) @ right
+    slack = 4.0 * torch.finfo(torch.float32).eps
+    projected = (left * singular.clamp(max=bound / CERTIFICATE_SLACK * (1.0 - slack))) @ right
     result = projected.to(weight.dtype)
-    excess = spectral_norm_bound(result)
-    if excess > bound:  # rounding of a large matrix: shrinking the whole matrix stays inside the ball
-        result = (projected * (bound / excess * (1.0 - torch.finfo(torch.float32).eps))).to(weight.dtype)
+    while spectral_norm_bound(result) > bound:
+        # Rounding of a large matrix, or of entries below float32's normal range: shrinking the whole matrix stays
+        # inside the ball, and ends at zero at the latest.
+        projected *= 1.0 - slack
+        slack = min(2.0 * slack, 1.0)
+        result = projected.to(weight.dtype)
     return result.to(weight.device)
 
 
@@ -68,19 +77,27 @@ def project_spectral(weight: Tensor, bound: float) -> Tensor:
 def project_spectral_(weight: Tensor, bound: float) -> None:
     """Project `weight` (out, in) in place onto ‖·‖₂ ≤ bound, fast: the version for every optimiser step.
 
-    With G = WᵀW (or WWᵀ, whichever is smaller) and b = bound (1 - 2e-5): a Cholesky factor of b²I - G exists only if
-    all singular values are below b, so its success proves that nothing is to be done. Otherwise
-    W (I - V diag(1 - b/σ)₊ Vᵀ) with the eigenvectors V of G is U min(Σ, b) Vᵀ. What leaves a site or the server goes
-    through `project_spectral` and the float64 certificate; nothing relies on this function's float32 arithmetic.
+    In units of b = bound (1 - 2e-5), with G = WᵀW (or WWᵀ, whichever is smaller): a Cholesky factor of I - G exists
+    only if all singular values are below b, so its success proves that nothing is to be done. Otherwise
+    W (I - V diag(1 - 1/σ)₊ Vᵀ) with the eigenvectors V of G is U min(Σ, 1) Vᵀ. A matrix so far outside that float32
+    would lose the small eigenvalues goes through `project_spectral`; so does what leaves a site or the server, and the
+    float64 certificate: nothing relies on this function's float32 arithmetic.
     """
-    tall = weight.shape[0] >= weight.shape[1]
-    gram = weight.mT @ weight if tall else weight @ weight.mT
     inner = bound * (1.0 - FAST_MARGIN)
-    margin = (-gram).diagonal_scatter(inner * inner - gram.diagonal())
+    scaled = weight / inner
+    tall = weight.shape[0] >= weight.shape[1]
+    gram = scaled.mT @ scaled if tall else scaled @ scaled.mT
+    margin = (-gram).diagonal_scatter(1.0 - gram.diagonal())
     if int(torch.linalg.cholesky_ex(margin).info) == 0:
         return
-    eigenvalues, vectors = torch.linalg.eigh(gram)
-    shrink = 1.0 - inner / eigenvalues.clamp_min(inner * inner).sqrt()
+    near = float(gram.diagonal().max()) <= FAST_REACH  # false for entries that are not finite
+    if near:
+        eigenvalues, vectors = torch.linalg.eigh(gram)
+        near = float(eigenvalues[-1]) <= FAST_REACH
+    if not near:
+        weight.copy_(project_spectral(weight, bound))
+        return
+    shrink = 1.0 - eigenvalues.clamp_min(1.0).rsqrt()
     excess = shrink > 0
     vectors, shrink = vectors[:, excess], shrink[excess]
     if tall:

@@ -15,6 +15,8 @@ from common.study import ModelSection
 
 # Log-variances outside this range have no meaning for a N(0, I) prior and would overflow float32 in the KL term.
 LOG_VARIANCE_RANGE = (-12.0, 6.0)
+# q(z|x) starts narrower than the prior, so that the first steps see which code belongs to which row.
+LOG_VARIANCE_START = -1.0
 
 
 class Decoder(nn.Module):
@@ -87,7 +89,7 @@ class Encoder(nn.Module):
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance."""
         mean, log_variance = self.network(inputs).chunk(2, dim=-1)
-        return mean, log_variance.clamp(*LOG_VARIANCE_RANGE)
+        return mean, (log_variance + LOG_VARIANCE_START).clamp(*LOG_VARIANCE_RANGE)
 
 
 def negative_elbo(

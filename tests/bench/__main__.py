@@ -1,0 +1,47 @@
+"""Benchmarks: `python -m tests.bench COMMAND` (or `make bench BENCH="COMMAND ..."`). They measure, they assert nothing.
+
+quality     federated, pooled, single-site and unconstrained models on real tables, over seeds
+simulate    wall-clock, peak memory and where the time goes in one `cohortium simulate`
+training    milliseconds a training step, and what the spectral projection costs
+generation  synthetic rows a second on one core, and memory for many rows
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    quality = commands.add_parser("quality", help="TSTR, KS, TV of every kind of run")
+    simulate = commands.add_parser("simulate", help="time and memory of a simulation")
+    training = commands.add_parser("training", help="time of a training step")
+    generation = commands.add_parser("generation", help="rows a second")
+    for command in (quality, simulate, training, generation):
+        command.add_argument("data", type=Path, help="folder with schema.json, sites/*.csv and test.csv")
+        command.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    quality.add_argument("--seeds", type=int, default=3)
+    quality.add_argument("--rows", type=int, default=20_000, help="synthetic rows of every run")
+    quality.add_argument("--runs", nargs="+", default=["federated", "pooled", "single", "unconstrained"])
+    quality.add_argument("--out", type=Path, help="write every single result as JSON lines to this file")
+    generation.add_argument("--rows", type=int, default=200_000)
+    arguments = parser.parse_args()
+
+    # Imported per command, so that one benchmark's libraries do not weigh on another's memory.
+    if arguments.command == "quality":
+        from tests.bench.quality import run
+    elif arguments.command == "simulate":
+        from tests.bench.simulate import run
+    elif arguments.command == "training":
+        from tests.bench.training import run
+    else:
+        from tests.bench.generation import run
+    run(arguments)
+
+
+if __name__ == "__main__":
+    main()

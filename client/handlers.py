@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from client.site import SiteConfig
-from client.state import SiteState, load_state, save_state
+from client.state import SiteState, StateError, load_state, save_state
 from client.trainers import MODES, RoundInputs
 from client.trainers.base import NonFiniteLossError
 from common.encoding import EncodedTable, TableEncoding
@@ -49,7 +49,8 @@ CODES: tuple[tuple[type[Exception], Status], ...] = (
     (SchemaError, Status.BAD_REQUEST),
     (LedgerError, Status.LEDGER_FAILED),
     (OutputError, Status.STORAGE_FAILED),
-    (SiteError, Status.STORAGE_FAILED),
+    (StateError, Status.STORAGE_FAILED),
+    (SiteError, Status.SITE_MISCONFIGURED),
     (OSError, Status.STORAGE_FAILED),
 )
 
@@ -210,7 +211,7 @@ def pick_device(wish: str) -> torch.device:
     if wish == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(wish)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise SiteError("site.toml asks for CUDA and PyTorch finds no such device", fix='set device = "auto"')
     return device
 

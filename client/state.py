@@ -12,13 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from common.errors import SiteError
-from common.files import atomic_path
+from common.files import write_atomic
 
 SECTIONS = ("trainer", "reply")
+
+
+class StateError(SiteError):
+    """The training state on disk cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class SiteState:
 
 
 def load_state(path: Path, study: str) -> SiteState:
-    """The state on disk, or a fresh one if there is none; `SiteError` if the file is damaged or of another study."""
+    """The state on disk, or a fresh one if there is none; `StateError` if the file is damaged or of another study."""
     if not path.exists():
         return SiteState()
     sections: dict[str, dict[str, Tensor]] = {name: {} for name in SECTIONS}
@@ -45,8 +49,8 @@ def load_state(path: Path, study: str) -> SiteState:
         if header["study"] != study:
             raise KeyError("study")
         return SiteState(int(header["round"]), str(header["base"]), sections["trainer"], sections["reply"])
-    except (SafetensorError, KeyError, ValueError, OSError):
-        raise SiteError(
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError):
+        raise StateError(
             f"{path}: the site's training state is damaged or belongs to another study",
             fix="restore it from a backup; without it the site cannot go on with this study",
         ) from None
@@ -57,5 +61,5 @@ def save_state(path: Path, study: str, state: SiteState) -> None:
     tensors = {f"trainer/{name}": tensor.contiguous() for name, tensor in state.trainer.items()}
     tensors |= {f"reply/{name}": tensor.contiguous() for name, tensor in state.reply.items()}
     header = json.dumps({"study": study, "round": state.round, "base": state.base})
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"cohortium": header})
+    # Not `save_file`: on a full disk it raises an error of its own that is not an OSError.
+    write_atomic(path, save(tensors, metadata={"cohortium": header}))

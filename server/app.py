@@ -79,8 +79,10 @@ def gather_sites(grid: Grid, settings: RunSettings, files: RunFiles) -> tuple[Me
 
     members: dict[str, Member] = {}
     refused: dict[str, str] = {}
+    silent = set(nodes)
     for message in replies:
         node = message.metadata.src_node_id
+        silent.discard(node)
         label = f"node {node}"
         try:
             if message.has_error():
@@ -96,6 +98,7 @@ def gather_sites(grid: Grid, settings: RunSettings, files: RunFiles) -> tuple[Me
             members[reply.site] = Member(node, reply.site, reply.patients)
         except MessageError as error:
             refused[label] = str(error)
+    refused |= {f"node {node}": "no reply before the deadline" for node in silent}
     total = sum(member.patients for member in members.values())
     document = {
         "joined": {name: {"patients": m.patients, "weight": m.patients / total} for name, m in sorted(members.items())},

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from common.encoding import TableEncoding
 from common.errors import OutputError
-from common.files import atomic_path
+from common.files import write_atomic
 from common.model.vae import Decoder
 from common.study import Protocol
 
@@ -40,8 +40,8 @@ def build_decoder(protocol: Protocol, seed: int | None = None) -> Decoder:
 def save_checkpoint(path: Path, protocol: Protocol, number: int, decoder: Decoder) -> None:
     """Write the decoder after round `number` durably and atomically."""
     header = json.dumps({"study": protocol.digest, "round": number})
-    with atomic_path(path) as temporary:
-        save_file(decoder.arrays(), temporary, metadata={"cohortium": header})
+    # Not `save_file`: on a full disk it raises an error of its own that is not an OSError.
+    write_atomic(path, save(decoder.arrays(), metadata={"cohortium": header}))
 
 
 def load_checkpoint(path: Path, protocol: Protocol) -> Checkpoint:
@@ -54,6 +54,6 @@ def load_checkpoint(path: Path, protocol: Protocol) -> Checkpoint:
         if header["study"] != protocol.digest:
             raise OutputError(f"{path}: belongs to another study", fix="use the study.toml this decoder was made with")
         decoder.load_arrays(arrays)
-    except (SafetensorError, KeyError, ValueError, OSError, RuntimeError):
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError, RuntimeError):
         raise OutputError(f"{path}: not a decoder checkpoint of this study", fix="check the path") from None
     return Checkpoint(header["study"], int(header["round"]), decoder)

@@ -23,7 +23,11 @@ BINS = 24
 
 def marginals(synthetic: Table, real: Table) -> str:
     """Small histograms of every column, real beside synthetic; missing values are a bar of their own."""
-    columns = real.schema.columns
+    return _svg(marginals_figure(synthetic, real, real.schema.columns))
+
+
+def marginals_figure(synthetic: Table, real: Table, columns: Sequence[Column]) -> Figure:
+    """The histograms of some columns."""
     rows = -(-len(columns) // COLUMNS_PER_ROW)
     figure = Figure(figsize=(11, 2.0 * rows), layout="constrained")
     axes = np.atleast_2d(figure.subplots(rows, COLUMNS_PER_ROW)).ravel()
@@ -33,7 +37,7 @@ def marginals(synthetic: Table, real: Table) -> str:
         axis.set_axis_off()
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False)
-    return _svg(figure)
+    return figure
 
 
 def certificates(rounds: Sequence[dict[str, Any]], bound: float | None) -> str:
@@ -71,7 +75,7 @@ def _draw_marginal(axis: Axes, column: Column, synthetic: np.ndarray, real: np.n
     if column.nullable:
         gone = [int(np.isnan(v).sum()) for v in (real, synthetic)]
         shares = [np.append(s, g) for s, g in zip(shares, gone, strict=True)]
-        positions = np.append(positions, positions[-1] + 2 * step)
+        positions = np.append(positions, positions[-1] + (4 if column.is_numeric else 2) * step)
         tick_positions.append(float(positions[-1]))
         labels.append("missing")
     for share, size, offset, colour, label in (

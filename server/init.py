@@ -40,6 +40,22 @@ class InitResult:
     left_out: Mapping[str, str]
     unused: tuple[str, ...]
 
+    def describe(self) -> str:
+        """What was written and what is left to do, as the coordinator reads it."""
+        lines = ["wrote", f"  {self.study}", f"  {self.schema} ({self.columns} columns)"]
+        if self.to_complete:
+            lines += ["to complete in the schema:", *(f"  - {problem}" for problem in self.to_complete)]
+        if self.left_out:
+            lines += ["columns left out:", *(f"  - {name}: {reason}" for name, reason in self.left_out.items())]
+        if self.unused:
+            lines += ["in the dictionary but not in the header:", *(f"  - {name}" for name in self.unused)]
+        if self.to_complete:
+            lines.append(f"next: complete {self.schema}, then let every site run")
+        else:
+            lines.append("next: let every site run")
+        lines.append(f"  cohortium-site check --schema {self.schema} --data FILE")
+        return "\n".join(lines)
+
 
 def init_study(directory: Path, header: Path, dictionary: Path | None = None, name: str | None = None) -> InitResult:
     """Write `study.toml` and `schema.json` into `directory`, which is made if need be.

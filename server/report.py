@@ -33,7 +33,7 @@ def render_report(
     environment = Environment(
         loader=PackageLoader("server", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters["fixed"] = lambda value, digits=3: "not defined" if value is None else f"{value:.{digits}f}"
+    environment.filters["fixed"] = _fixed
     bound = protocol.study.model.decoder_lipschitz if protocol.study.training.mode != "none" else None
     return environment.get_template("report.html.j2").render(
         study=protocol.study,
@@ -54,3 +54,10 @@ def render_report(
         certificates=certificates(rounds, bound),
         version=version("cohortium"),
     )
+
+
+def _fixed(value: float | str | None) -> str:
+    """Three decimals; words such as "infinity" as they are."""
+    if value is None:
+        return "not defined"
+    return value if isinstance(value, str) else f"{value:.3f}"

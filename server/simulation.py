@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,7 +25,8 @@ from server.run import RUN_VARIABLE, RunFiles, RunSettings, claim_output
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 5.0
-WORK = ".work"
+WORK, SITES = ".work", "sites"
+SITE_NAME = r"\w[\w.\-]{0,63}"  # what site.toml and study.toml accept
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,12 @@ def load_sites(directory: Path, protocol: Protocol) -> dict[str, Table]:
     tables: dict[str, Table] = {}
     problems: list[str] = []
     for path in paths:
+        if not re.fullmatch(SITE_NAME, path.stem):
+            problems.append(
+                f"site {path.stem!r}: a site's name is made of at most 64 letters, digits, dots, hyphens and"
+                " underscores; rename the file"
+            )
+            continue
         try:
             tables[path.stem], _ = read_table(path, protocol.schema)
         except DataError as error:
@@ -107,7 +115,7 @@ def _lay_out_sites(work: Path, directory: Path, names: list[str]) -> None:
     """A site.toml for every virtual hospital, and the list by which the ClientApp finds its own."""
     paths = []
     for name in names:
-        path = work / name / "site.toml"
+        path = work / SITES / name / "site.toml"
         data = json.dumps(str((directory / f"{name}.csv").resolve()))  # a JSON string is a valid TOML string
         write_atomic(
             path,
@@ -129,6 +137,7 @@ def _worker(work: Path, files: RunFiles) -> Iterator[subprocess.Popen[bytes]]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "PYTHONUNBUFFERED": "1",
+        "PYTHONSAFEPATH": "1",  # see `cwd` below
     }
     with files.log.open("wb") as log:
         process = subprocess.Popen(
@@ -137,6 +146,8 @@ def _worker(work: Path, files: RunFiles) -> Iterator[subprocess.Popen[bytes]]:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env=environment,
+            # Python and Ray import from the working directory: a `server` or `common` in the user's is not ours.
+            cwd=work,
             start_new_session=True,
         )
         try:
@@ -168,11 +179,10 @@ def _follow(
     seen = 0
     while True:
         ended = process.poll() is not None
-        lines = files.rounds.read_text(encoding="utf-8").splitlines() if files.rounds.exists() else []
-        for line in lines[seen:]:
-            report = json.loads(line)
+        reports = _json_lines(files.rounds)
+        for report in reports[seen:]:
             on_round(RoundProgress(report, *_diagnostics(work, names, report["round"])))
-        seen = len(lines)
+        seen = len(reports)
         if ended:
             break
         time.sleep(POLL_SECONDS)
@@ -192,10 +202,8 @@ def _diagnostics(work: Path, names: list[str], number: int) -> tuple[float | Non
     """Mean loss a row and mean update norm before projection over the sites' own logs of this round."""
     found = []
     for name in names:
-        path = work / name / "state" / "site.jsonl"
-        if path.exists():
-            entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            found += [e for e in entries if e["action"] == "trained" and e["round"] == number]
+        entries = _json_lines(work / SITES / name / "state" / "site.jsonl")
+        found += [e for e in entries if e["action"] == "trained" and e["round"] == number]
     if not found:
         return None, None
     losses = [e["loss"] for e in found]
@@ -203,12 +211,20 @@ def _diagnostics(work: Path, names: list[str], number: int) -> tuple[float | Non
     return sum(losses) / len(losses), sum(norms) / len(norms)
 
 
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a file that another process may be appending to; none if there is no file yet."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
 def _collect(work: Path, files: RunFiles) -> None:
     """Keep every site's ledger and log, remove the rest: encoders are made of patient data."""
-    for site in sorted(work.glob("*/state")):
+    for site in sorted((work / SITES).glob("*/state")):
         name = site.parent.name
         for source, target in (
             (site / "ledger.sqlite", files.ledgers / f"{name}.sqlite"),
+            # Left by a site that was killed while it wrote; without it SQLite could not undo the unfinished spend.
+            (site / "ledger.sqlite-journal", files.ledgers / f"{name}.sqlite-journal"),
             (site / "site.jsonl", files.out / "site-logs" / f"{name}.jsonl"),
         ):
             if source.exists():
@@ -227,6 +243,6 @@ def verify_ledgers(files: RunFiles) -> dict[str, tuple[int, str]]:
 
 
 def _stopped_message(files: RunFiles) -> str:
-    rounds = len(files.rounds.read_text(encoding="utf-8").splitlines()) if files.rounds.exists() else 0
+    rounds = len(_json_lines(files.rounds))
     kept = f"the decoder after round {rounds} ({files.decoder}) and " if rounds else ""
     return f"stopped by Ctrl-C after {rounds} finished round(s); on disk: {kept}the logs and ledgers in {files.out}"

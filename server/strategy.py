@@ -77,6 +77,10 @@ class LipschitzFedAvg(Strategy):
         names = [member.site for member in self.members]
         if len(set(names)) != len(names):
             raise ValueError(f"site names must be unique (found {sorted(names)})")
+        if len({member.node_id for member in self.members}) != len(self.members):
+            raise ValueError("every member needs a node of its own")
+        if any(member.patients < 1 for member in self.members):
+            raise ValueError("every member must declare at least one patient, else it has no weight")
         training = self.protocol.study.training
         if len(self.members) < training.min_sites:
             raise ValueError(f"{len(self.members)} members, but min_sites is {training.min_sites}")

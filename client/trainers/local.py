@@ -38,7 +38,7 @@ def learning_rate(study_round: int, step: int, steps: int, rounds: int, peak: fl
 def train_locally(inputs: RoundInputs, *, constrained: bool) -> LocalResult:
     """Run `local_epochs` passes of Adam on the ELBO; every step ends with the spectral projection if `constrained`.
 
-    `NonFiniteLossError` as soon as a loss is not finite.
+    `NonFiniteLossError` if the loss or a weight is not finite in the end.
     """
     study, device = inputs.study, inputs.device
     generator = torch.Generator(device=device).manual_seed(inputs.seed)
@@ -46,8 +46,8 @@ def train_locally(inputs: RoundInputs, *, constrained: bool) -> LocalResult:
     encoder = Encoder(inputs.encoding, study.model, start, constrained=constrained).to(device)
     decoder = Decoder(inputs.encoding, study.model, start, constrained=constrained).to(device)
     decoder.load_arrays(inputs.decoder)
-    # One optimiser for both; its moments go on from round to round, which measured better than a fresh start for the
-    # decoder although the server has replaced its weights.
+    # One optimiser for both; its moments go on from round to round although the server has replaced the decoder's
+    # weights: a fresh start for the decoder measured no better.
     parameters = _named(encoder, decoder)
     optimiser = torch.optim.Adam(parameters.values(), betas=ADAM_BETAS, fused=True)
     if inputs.state:
@@ -58,32 +58,34 @@ def train_locally(inputs: RoundInputs, *, constrained: bool) -> LocalResult:
     steps = epochs * math.ceil(len(data) / study.training.batch_size)
     started = time.perf_counter()
     step, loss_sum, rows = 0, torch.zeros((), device=device), 0
-    for epoch in range(epochs):
-        for batch in _batches(len(data), study.training.batch_size, generator, device):
-            rate = learning_rate(inputs.round, step, steps, rounds, study.training.learning_rate)
-            losses = negative_elbo(
-                encoder, decoder, data.inputs[batch], data.levels[batch], study.training.kl_weight, generator
-            )
-            loss = losses.mean()
-            optimiser.param_groups[0]["lr"] = rate
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            if constrained:
-                encoder.network.project()
-                decoder.network.project()
-            step += 1
-            if epoch == epochs - 1:
-                loss_sum += losses.detach().sum()
-                rows += len(batch)
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(
-                f"the loss is no longer finite in round {inputs.round}", fix="lower learning_rate or check the data"
-            )
-    if constrained:
-        encoder.network.project(exact=True)
-        decoder.network.project(exact=True)
+    try:
+        for epoch in range(epochs):
+            for batch in _batches(len(data), study.training.batch_size, generator, device):
+                rate = learning_rate(inputs.round, step, steps, rounds, study.training.learning_rate)
+                losses = negative_elbo(
+                    encoder, decoder, data.inputs[batch], data.levels[batch], study.training.kl_weight, generator
+                )
+                optimiser.param_groups[0]["lr"] = rate
+                optimiser.zero_grad(set_to_none=True)
+                losses.mean().backward()
+                optimiser.step()
+                if constrained:
+                    encoder.network.project()
+                    decoder.network.project()
+                step += 1
+                if epoch == epochs - 1:
+                    loss_sum += losses.detach().sum()
+                    rows += len(batch)
+        if constrained:
+            encoder.network.project(exact=True)
+            decoder.network.project(exact=True)
+    except torch.linalg.LinAlgError:  # a singular value decomposition of weights that are not finite
+        loss_sum.fill_(torch.nan)
     mean_loss = float(loss_sum) / max(1, rows)  # waits for the device
+    if not math.isfinite(mean_loss) or not all(torch.isfinite(value).all() for value in parameters.values()):
+        raise NonFiniteLossError(
+            f"the loss is no longer finite in round {inputs.round}", fix="lower learning_rate or check the data"
+        )
     seconds = time.perf_counter() - started
     return LocalResult(decoder, encoder, _capture(encoder, parameters, optimiser), mean_loss, step, seconds)
 

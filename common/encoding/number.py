@@ -19,6 +19,7 @@ BINS = 64
 DEGREE = 4
 # A log scale is log(1 + (x - minimum)/offset) with this offset, as a fraction of the range: defined at a minimum of 0.
 LOG_OFFSET = 0.01
+MOST_DECIMALS = 290  # more would overflow in rounding
 
 
 def to_unit(values: np.ndarray, column: Column) -> np.ndarray:
@@ -87,9 +88,9 @@ class NumberEncoding(NumericEncoding):
 
     def __init__(self, column: Column) -> None:
         unit_edges = np.linspace(-1.0, 1.0, BINS + 1)
-        super().__init__(
-            column, from_unit(unit_edges, column), from_unit((unit_edges[1:] + unit_edges[:-1]) / 2, column)
-        )
+        edges = from_unit(unit_edges, column)
+        edges[0], edges[-1] = column.minimum, column.maximum  # which rounding may miss
+        super().__init__(column, edges, from_unit((unit_edges[1:] + unit_edges[:-1]) / 2, column))
         self.step = 2.0 / BINS
         # Digits beyond a ten-thousandth of the declared range would claim a precision that one bin does not have.
         self.decimals = max(0, math.ceil(4.0 - math.log10(column.maximum - column.minimum)))
@@ -97,4 +98,6 @@ class NumberEncoding(NumericEncoding):
     def within(self, bins: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         """Uniform on the declared scale inside the bin, rounded to `decimals`, inside the declared bounds."""
         values = from_unit(-1.0 + (bins + uniform) * self.step, self.column)
-        return np.clip(np.round(values, self.decimals), self.column.minimum, self.column.maximum)
+        if self.decimals <= MOST_DECIMALS:
+            values = np.round(values, self.decimals)
+        return np.clip(values, self.column.minimum, self.column.maximum)

@@ -90,13 +90,11 @@ def project_spectral_(weight: Tensor, bound: float) -> None:
     margin = (-gram).diagonal_scatter(1.0 - gram.diagonal())
     if int(torch.linalg.cholesky_ex(margin).info) == 0:
         return
-    near = float(gram.diagonal().max()) <= FAST_REACH  # false for entries that are not finite
-    if near:
-        eigenvalues, vectors = torch.linalg.eigh(gram)
-        near = float(eigenvalues[-1]) <= FAST_REACH
-    if not near:
+    spectrum = _eigh_within(gram, FAST_REACH)
+    if spectrum is None:
         weight.copy_(project_spectral(weight, bound))
         return
+    eigenvalues, vectors = spectrum
     shrink = 1.0 - eigenvalues.clamp_min(1.0).rsqrt()
     excess = shrink > 0
     vectors, shrink = vectors[:, excess], shrink[excess]
@@ -104,6 +102,14 @@ def project_spectral_(weight: Tensor, bound: float) -> None:
         weight -= ((weight @ vectors) * shrink) @ vectors.mT
     else:
         weight -= vectors @ (shrink[:, None] * (vectors.mT @ weight))
+
+
+def _eigh_within(gram: Tensor, reach: float) -> tuple[Tensor, Tensor] | None:
+    """Eigenvalues and eigenvectors of a positive semidefinite matrix, None if its norm exceeds `reach` or is NaN."""
+    if not float(gram.diagonal().max()) <= reach:  # no diagonal entry exceeds the norm
+        return None
+    eigenvalues, vectors = torch.linalg.eigh(gram)
+    return (eigenvalues, vectors) if float(eigenvalues[-1]) <= reach else None
 
 
 class LipschitzMLP(nn.Module):

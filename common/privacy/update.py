@@ -28,12 +28,17 @@ def project_update(update: Arrays, radius: float) -> dict[str, Tensor]:
     if not math.isfinite(norm):
         raise ValueError("the update has entries that are not finite")
     factor = 1.0 if norm <= radius else radius / norm
-    projected = {name: (array.detach().to(torch.float64) * factor).to(torch.float32) for name, array in update.items()}
-    excess = update_norm(projected)
-    if excess > radius:
-        shrink = radius / excess * (1.0 - 4.0 * torch.finfo(torch.float32).eps)
-        projected = {name: array * shrink for name, array in projected.items()}
+    slack = 4.0 * torch.finfo(torch.float32).eps
+    projected = _scaled(update, factor)
+    while update_norm(projected) > radius:  # rounding; more than once only below float32's normal range
+        factor *= 1.0 - slack
+        slack = min(2.0 * slack, 1.0)
+        projected = _scaled(update, factor)
     return projected
+
+
+def _scaled(update: Arrays, factor: float) -> dict[str, Tensor]:
+    return {name: (array.detach().to(torch.float64) * factor).to(torch.float32) for name, array in update.items()}
 
 
 def influence(weight: float, radius: float) -> float:

@@ -4,6 +4,7 @@ quality     federated, pooled, single-site and unconstrained models on real tabl
 simulate    wall-clock, peak memory and where the time goes in one `cohortium simulate`
 training    milliseconds a training step, and what the spectral projection costs
 generation  synthetic rows a second on one core, and memory for many rows
+picture     the README's picture, from a finished `cohortium demo`
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ def main() -> None:
     simulate = commands.add_parser("simulate", help="time and memory of a simulation")
     training = commands.add_parser("training", help="time of a training step")
     generation = commands.add_parser("generation", help="rows a second")
+    picture = commands.add_parser("picture", help="the README's picture")
+    picture.add_argument("demo", type=Path, help="the demo's output directory")
+    picture.add_argument("png", type=Path, help="where to write the picture")
     for command in (quality, simulate, training, generation):
         command.add_argument("data", type=Path, help="folder with schema.json, sites/*.csv and test.csv")
         command.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
@@ -38,8 +42,10 @@ def main() -> None:
         from tests.bench.simulate import run
     elif arguments.command == "training":
         from tests.bench.training import run
-    else:
+    elif arguments.command == "generation":
         from tests.bench.generation import run
+    else:
+        from tests.bench.picture import run
     run(arguments)
 
 

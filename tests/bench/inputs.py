@@ -55,7 +55,7 @@ def load_inputs(folder: Path) -> Inputs:
 def simulate(folder: Path, out: Path, overrides: Sequence[str], *, test: bool = True) -> dict[str, Any]:
     """One `cohortium simulate` as a user runs it; its `--json` summary."""
     with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "server.cli", "simulate", str(write_study(folder, Path(scratch)))]
+        command = [str(Path(sys.executable).with_name("cohortium")), "simulate", str(write_study(folder, Path(scratch)))]
         command += ["--sites", str(folder / "sites"), "--out", str(out), "--json", "--quiet"]
         command += ["--test", str(folder / "test.csv")] if test else []
         for override in overrides:

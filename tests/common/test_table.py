@@ -457,5 +457,7 @@ def test_csv_written_in_parts_is_one_file(tmp_path: Path) -> None:
     table = Table(SCHEMA, np.array([[40.5, 2, 0, 1, days("2010-05-06")], [np.nan, np.nan, 2, 0, np.nan]]))
     path = tmp_path / "cohort.csv"
     write_csv([table, table], path)
-    assert path.read_text() == f"{HEADER}\n" + "40.5,2,01,true,2010-05-06\n,,02,false,\n" * 2
+    header = ",".join(f'"{name}"' for name in SCHEMA.names)
+    rows = '40.5,2,"01","true","2010-05-06"\n,,"02","false",\n'
+    assert path.read_text() == f"{header}\n" + rows * 2
     _same(Table(SCHEMA, np.vstack([table.values] * 2)), *read_table(path, SCHEMA))

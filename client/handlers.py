@@ -39,7 +39,7 @@ from common.messages import (
 from common.model.vae import Decoder
 from common.privacy.ledger import Ledger
 from common.study import Protocol
-from common.table import read_table
+from common.table import OutOfBounds, read_table
 
 CODES: tuple[tuple[type[Exception], Status], ...] = (
     (MessageError, Status.BAD_REQUEST),
@@ -227,7 +227,7 @@ def _load_data(config: SiteConfig, protocol: Protocol) -> EncodedTable:
 
 
 @functools.lru_cache(maxsize=32)
-def _read_data(path: Path, _time: int, _size: int, out_of_bounds: str, protocol: Protocol) -> EncodedTable:
+def _read_data(path: Path, _time: int, _size: int, out_of_bounds: OutOfBounds, protocol: Protocol) -> EncodedTable:
     table, _ = read_table(path, protocol.schema, out_of_bounds=out_of_bounds)
     return TableEncoding(protocol.schema).encode(table)
 

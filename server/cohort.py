@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
+from pyarrow import csv, parquet
 
 from common.arrow import arrow_schema, text_schema, to_arrow, to_text
 from common.files import atomic_path
@@ -21,12 +20,10 @@ def write_cohort(tables: Iterable[Table], schema: Schema, csv_path: Path, parque
     """Write every row to both files and return how many there are; `OutputError` if the disk does not take them."""
     rows = 0
     with atomic_path(csv_path) as csv_temporary, atomic_path(parquet_path) as parquet_temporary:
-        options = pa.csv.WriteOptions(quoting_style="needed")
+        options = csv.WriteOptions(quoting_style="needed")
         with (
-            pa.csv.CSVWriter(str(csv_temporary), text_schema(schema), write_options=options) as csv_writer,
-            pa.parquet.ParquetWriter(
-                str(parquet_temporary), arrow_schema(schema), compression="zstd"
-            ) as parquet_writer,
+            csv.CSVWriter(str(csv_temporary), text_schema(schema), write_options=options) as csv_writer,
+            parquet.ParquetWriter(str(parquet_temporary), arrow_schema(schema), compression="zstd") as parquet_writer,
         ):
             for part in _gathered(tables):
                 parquet_writer.write_table(part)

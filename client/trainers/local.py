@@ -79,7 +79,8 @@ def train_locally(inputs: RoundInputs, *, constrained: bool) -> LocalResult:
         if constrained:
             encoder.network.project(exact=True)
             decoder.network.project(exact=True)
-    except torch.linalg.LinAlgError:  # a singular value decomposition of weights that are not finite
+    except (ValueError, torch.linalg.LinAlgError):  # pyright: ignore[reportPrivateImportUsage]
+        # the projection of weights that are not finite
         loss_sum.fill_(torch.nan)
     mean_loss = float(loss_sum) / max(1, rows)  # waits for the device
     if not math.isfinite(mean_loss) or not all(torch.isfinite(value).all() for value in parameters.values()):

@@ -13,12 +13,14 @@ import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from threadpoolctl import threadpool_limits
 
 from common.errors import DataError
 from common.table import Table
 
 # L2-penalised logistic regression on standardised features needs tens of iterations; this is never the limit.
 MAX_ITERATIONS = 5000
+PARALLEL_ROWS = 100_000
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,9 @@ def _probabilities_boosting(
         "early_stopping": False,
         "random_state": seed,
     }
-    model = HistGradientBoostingClassifier(**options).fit(train.values[:, predictors], outcomes)
+    # OpenMP threads that wait for each other on a busy machine cost minutes on tables that one thread fits in a second.
+    with threadpool_limits(limits=1 if len(outcomes) < PARALLEL_ROWS else None, user_api="openmp"):
+        model = HistGradientBoostingClassifier(**options).fit(train.values[:, predictors], outcomes)
     return _by_level(model.predict_proba(test.values[:, predictors]), np.unique(outcomes), levels)
 
 

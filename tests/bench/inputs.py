@@ -55,7 +55,8 @@ def load_inputs(folder: Path) -> Inputs:
 def simulate(folder: Path, out: Path, overrides: Sequence[str], *, test: bool = True) -> dict[str, Any]:
     """One `cohortium simulate` as a user runs it; its `--json` summary."""
     with tempfile.TemporaryDirectory() as scratch:
-        command = [str(Path(sys.executable).with_name("cohortium")), "simulate", str(write_study(folder, Path(scratch)))]
+        program = Path(sys.executable).with_name("cohortium")
+        command = [str(program), "simulate", str(write_study(folder, Path(scratch)))]
         command += ["--sites", str(folder / "sites"), "--out", str(out), "--json", "--quiet"]
         command += ["--test", str(folder / "test.csv")] if test else []
         for override in overrides:

@@ -27,6 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
     timings: dict[bool, list[float]] = {True: [], False: []}
     train_locally(round_inputs, constrained=True)
     # In turn, so that a drift of the machine's speed hits both alike.
+    steps = 0
     for _ in range(3):
         for constrained in (True, False):
             started = time.perf_counter()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 
 import client.handlers
 from client.app import app
@@ -131,7 +132,7 @@ class Hospital:
         if ARRAYS in record:
             assert "update" in allowed and set(record.array_records[ARRAYS]) == set(decoder_of(PROTOCOL))
         text = repr(dict(header))
-        for forbidden in (SECRET, MARKED, "Error", "Traceback", str(self.folder), "patients.csv", "age"):
+        for forbidden in (SECRET, MARKED, "Error", "Traceback", str(self.folder), "patients.csv", "column"):
             assert forbidden not in text
 
     def log(self) -> list[dict[str, Any]]:
@@ -579,6 +580,13 @@ def test_a_device_that_is_not_there(hospital: Hospital) -> None:
     hospital.config = hospital.config.model_copy(update={"site": site})
     assert hospital.train(train_request()).status is Status.SITE_MISCONFIGURED
     assert "finds no such device" in hospital.reason(Status.SITE_MISCONFIGURED)
+
+
+@pytest.fixture(autouse=True)
+def identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower stamps every message with the task it was made in."""
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
 
 
 def deliver(kind: str, record: RecordDict, **node_config: str | int) -> RecordDict:

@@ -194,5 +194,5 @@ def test_base_is_scaled_like_every_output() -> None:
     head = make_head(blocks, scale=4.0)
     zero = torch.zeros(1, head.width)
     expected = log_softmax(4.0 * head.base.detach().double().numpy())
-    found = [float(head.negative_log_likelihood(zero, torch.tensor([[j]]))) for j in range(blocks[0].size)]
+    found = [head.negative_log_likelihood(zero, torch.tensor([[j]])).item() for j in range(blocks[0].size)]
     np.testing.assert_allclose(found, -expected, rtol=1e-5)

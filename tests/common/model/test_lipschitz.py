@@ -189,8 +189,11 @@ def test_fast_projection_agrees_with_the_exact_one(name: str, bound: float) -> N
     fast = NASTY[name].clone()
     project_spectral_(fast, bound)
     assert norm_of(fast) <= bound * (1 + 1e-4)
-    expected = nearest(NASTY[name], bound)
-    assert np.linalg.norm(fast.double().numpy() - expected) <= 1e-3 * np.linalg.norm(expected)
+    singular = np.linalg.svd(NASTY[name].double().numpy(), compute_uv=False)
+    noise = 1e-12 * singular[0]
+    if bound > noise or singular[-1] > noise:  # else the projection is made of float64's own rounding
+        expected = nearest(NASTY[name], bound)
+        assert np.linalg.norm(fast.double().numpy() - expected) <= 1e-3 * np.linalg.norm(expected)
 
 
 @settings(max_examples=60, deadline=None)

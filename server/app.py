@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -34,7 +35,8 @@ def main(grid: Grid, context: Context) -> None:
         run_study(grid, settings, files)
     except CohortiumError as error:
         failure = {"exit_code": int(error.exit_code), "message": error.message, "fix": error.fix}
-        write_atomic(files.failure, json.dumps(failure))
+        with contextlib.suppress(CohortiumError):  # on a full disk the launching command finds that out by itself
+            write_atomic(files.failure, json.dumps(failure))
         raise
 
 

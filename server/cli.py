@@ -98,15 +98,18 @@ def verify(
 
 
 def _run(protocol: Any, sites: Path, out: Path, test: Path | None, *, as_json: bool, quiet: bool) -> None:
+    from common.table import read_table
     from server.progress import files_table, show_rounds, summary_table
     from server.release import release_simulation
     from server.simulation import simulate as run_simulation
 
+    # Read first: a mistyped path must not show after the rounds.
+    held_out = read_table(test, protocol.schema)[0] if test else None
     with show_rounds(protocol.study.training.rounds, quiet=quiet) as on_round:
         result = run_simulation(protocol, sites, out, on_round)
     if not quiet:
         progress.print("evaluating the cohort and writing the report")
-    summary = release_simulation(result, test)
+    summary = release_simulation(result, held_out)
     if as_json:
         write_json(summary)
     else:

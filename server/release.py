@@ -26,7 +26,7 @@ from server.simulation import SimulationResult, verify_ledgers
 SIMULATION_KEY = "simulation-key.pub"
 
 
-def release_simulation(result: SimulationResult, test: Path | None) -> dict[str, Any]:
+def release_simulation(result: SimulationResult, held_out: Table | None) -> dict[str, Any]:
     """Evaluate, state, report and sign what a simulation left; returns the summary that `--json` prints.
 
     The simulation owns all patients, so it may compare with them without accounting; metrics.json says so. The signing
@@ -45,7 +45,6 @@ def release_simulation(result: SimulationResult, test: Path | None) -> dict[str,
     write_atomic(files.privacy, json.dumps(statement, indent=1))
 
     cohort, _ = read_table(files.cohort_csv, protocol.schema, out_of_bounds="refuse")
-    held_out = read_table(test, protocol.schema)[0] if test else None
     seed = protocol.study.study.seed or 0
     metrics = evaluate(cohort, result.real, held_out, seed, target=protocol.target)
     write_atomic(files.metrics, json.dumps(metrics, indent=1))

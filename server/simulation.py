@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import CohortiumError, DataError, ExitCode, FederationError
+from common.errors import CohortiumError, DataError, ExitCode, FederationError, OutputError
 from common.files import write_atomic
 from common.privacy.ledger import Ledger
 from common.study import Protocol
@@ -26,6 +26,7 @@ from server.run import RUN_VARIABLE, RunFiles, RunSettings, claim_output
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 5.0
 WORK, SITES = ".work", "sites"
+LEAST_FREE_BYTES = 1 << 20
 SITE_NAME = r"\w[\w.\-]{0,63}"  # what site.toml and study.toml accept
 
 
@@ -191,6 +192,8 @@ def _follow(
         error = FederationError(failure["message"], fix=failure["fix"])
         error.exit_code = ExitCode(failure["exit_code"])
         raise error
+    if shutil.disk_usage(files.out).free < LEAST_FREE_BYTES:
+        raise OutputError(f"{files.out}: the disk is full", fix="free space, or name another --out, and run it again")
     if process.returncode != 0 or not files.cohort_csv.exists():
         raise FederationError(
             f"the simulation runtime ended with code {process.returncode} before the study did",

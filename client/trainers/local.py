@@ -123,6 +123,8 @@ def _restore(
     for name, parameter in encoder.named_parameters():
         parameter.copy_(state[f"encoder.{name}"])
     for name, parameter in parameters.items():
+        if f"adam.step.{name}" not in state:
+            continue  # Adam keeps nothing of a parameter without gradient: the head's base if no column is numeric
         optimiser.state[parameter] = {
             key: state[f"adam.{key}.{name}"].to(parameter.device) for key in ("step", "exp_avg", "exp_avg_sq")
         }

@@ -290,7 +290,7 @@ def steepest_pair(network: LipschitzMLP, starts: int = 64, steps: int = 80) -> f
         # A fixed distance keeps the quotient far from rounding.
         direction = 0.1 * shift / shift.norm(dim=-1, keepdim=True)
         quotient = (network(base + direction) - network(base)).norm(dim=-1) / direction.norm(dim=-1)
-        best = max(best, float(quotient.max()))
+        best = max(best, float(quotient.detach().max()))
         (-quotient.sum()).backward()
         optimiser.step()
     return best

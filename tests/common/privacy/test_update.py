@@ -212,14 +212,14 @@ def worst_ratio(tau: float, seed: int) -> tuple[float, float]:
         biases = [float(layer.bias.detach().norm()) for layer in one.linears]
         allowed = output_influence(bounds, biases, tau, radius)
         ratio = change / (allowed * gap)
-        best = max(best, float(ratio.max()))
+        best = max(best, float(ratio.detach().max()))
         (-ratio.sum()).backward()
         optimiser.step()
         one.project(exact=True)
         two.project(exact=True)
         with torch.no_grad():  # both sets drift together; keep them a fixed distance apart, as rounding counts else
             middle = [(a + b) / 2 for a, b in zip(parameters_of(one), parameters_of(two), strict=True)]
-            factor = min(1.0, 0.2 / float(gap))
+            factor = min(1.0, 0.2 / float(gap.detach()))
             for a, b, m in zip(parameters_of(one), parameters_of(two), middle, strict=True):
                 a.copy_(m + factor * (a - m))
                 b.copy_(m + factor * (b - m))

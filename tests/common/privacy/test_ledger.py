@@ -1,0 +1,330 @@
+import hashlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import ExitCode, LedgerError
+from common.privacy.events import BoundedInfluence, UnboundedInfluence
+from common.privacy.ledger import GENESIS, Entry, Ledger
+
+STUDY = "a" * 64
+
+
+def spend(ledger: Ledger, number: int, study: str = STUDY) -> Entry:
+    return ledger.record(study, BoundedInfluence(number, 0.5, 0.25), f"payload {number}")
+
+
+def filled(path: Path, rounds: int = 5) -> Path:
+    with Ledger(path, "north") as ledger:
+        for number in range(1, rounds + 1):
+            spend(ledger, number)
+    return path
+
+
+def execute(path: Path, statement: str, *values: Any) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute(statement, values)
+
+
+def error_of(path: Path, site: str = "north") -> str:
+    """The message of the LedgerError with which opening or verifying fails."""
+    with pytest.raises(LedgerError) as caught, Ledger(path, site) as ledger:
+        ledger.verify()
+    assert str(path) in str(caught.value) and "How to mend it" in str(caught.value)
+    assert caught.value.exit_code is ExitCode.LEDGER
+    return str(caught.value)
+
+
+@contextmanager
+def unprivileged() -> Iterator[Path]:
+    """A folder nobody but root may write to, and no root for as long as it lasts."""
+    root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        filled(folder / "old.sqlite")
+        (folder / "old.sqlite").chmod(0o444)
+        folder.chmod(0o555)
+        if root:
+            os.seteuid(65534)
+        try:
+            yield folder
+        finally:
+            if root:
+                os.seteuid(0)
+            folder.chmod(0o700)
+
+
+def test_spends_are_kept_in_order_and_survive_reopening(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "ledger.sqlite"
+    with Ledger(path, "north") as ledger:
+        assert ledger.verify() == (0, GENESIS) and ledger.entries() == []
+        written = [spend(ledger, 1), spend(ledger, 2), spend(ledger, 1, "b" * 64)]
+        written.append(ledger.record("b" * 64, UnboundedInfluence(2, 1.0), "other"))
+    with Ledger(path, "north") as ledger:
+        assert ledger.entries() == written
+        assert [entry.sequence for entry in written] == [1, 2, 3, 4]
+        assert ledger.entries("b" * 64) == written[2:] and ledger.entries("c") == []
+        assert ledger.verify() == (4, written[-1].hash)
+
+
+def test_the_chain_is_sha256_over_content_and_predecessor(tmp_path: Path) -> None:
+    with Ledger(filled(tmp_path / "l.sqlite", 2), "north") as ledger:
+        one, two = ledger.entries()
+    assert one.previous == GENESIS and two.previous == one.hash
+    event = {"type": "BoundedInfluence", "round": 2, "update_norm": 0.5, "weight": 0.25}
+    content = ["north", 2, STUDY, event, "payload 2", two.recorded_at, one.hash]
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert two.hash == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_a_resend_is_not_a_new_spend(tmp_path: Path) -> None:
+    path = tmp_path / "l.sqlite"
+    with Ledger(path, "north") as ledger:
+        first = spend(ledger, 1)
+        assert spend(ledger, 1) == first
+    with Ledger(path, "north") as ledger:
+        assert spend(ledger, 1) == first and ledger.entries() == [first]
+
+
+@pytest.mark.parametrize(
+    ("event", "payload"),
+    [
+        (BoundedInfluence(1, 0.5, 0.25), "other bytes"),
+        (BoundedInfluence(1, 0.6, 0.25), "payload 1"),
+        (BoundedInfluence(1, 0.5, 0.3), "payload 1"),
+        (UnboundedInfluence(1, 0.25), "payload 1"),
+    ],
+)
+def test_a_round_is_answered_once(tmp_path: Path, event: BoundedInfluence, payload: str) -> None:
+    with Ledger(tmp_path / "l.sqlite", "north") as ledger:
+        first = spend(ledger, 1)
+        with pytest.raises(LedgerError, match="round 1 of this study has been spent"):
+            ledger.record(STUDY, event, payload)
+        assert ledger.entries() == [first], "and nothing was written"
+        spend(ledger, 2)
+        assert ledger.verify()[0] == 2
+
+
+@pytest.mark.parametrize("row", [1, 3, 5])
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("study", "c" * 64),
+        ("round", 77),
+        ("event", '{"type": "BoundedInfluence", "round": 1, "update_norm": 0.1, "weight": 0.25}'),
+        ("event", '{"type": "UnboundedInfluence", "round": 1, "weight": 0.25}'),
+        ("payload_digest", "forged"),
+        ("recorded_at", "2001-01-01T00:00:00+00:00"),
+        ("previous", GENESIS[:-1] + "1"),
+        ("hash", "f" * 64),
+        ("sequence", 99),
+    ],
+)
+def test_an_edit_of_any_field_is_found(tmp_path: Path, row: int, column: str, value: Any) -> None:
+    path = filled(tmp_path / "l.sqlite")
+    execute(path, f"UPDATE spends SET {column} = ? WHERE sequence = ?", value, row)
+    text = error_of(path)
+    assert "does not fit the chain" in text and f"entry {row}" in text
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        "not JSON",
+        "{}",
+        "[]",
+        "5",
+        '{"type": "Gaussian", "round": 2}',
+        '{"type": [], "round": 2}',
+        '{"type": "BoundedInfluence"}',
+        '{"type": "BoundedInfluence", "round": 2, "update_norm": NaN, "weight": 0.25}',
+        '{"type": "BoundedInfluence", "round": 2, "update_norm": Infinity, "weight": 0.25}',
+    ],
+)
+def test_an_event_that_cannot_be_read_is_a_ledger_error(tmp_path: Path, event: str) -> None:
+    path = filled(tmp_path / "l.sqlite")
+    execute(path, "UPDATE spends SET event = ? WHERE sequence = 2", event)
+    error_of(path)
+    with Ledger(path, "north") as ledger, pytest.raises(LedgerError):
+        spend(ledger, 2)
+
+
+@pytest.mark.parametrize("column", ["study", "event", "payload_digest", "recorded_at", "previous", "hash"])
+def test_bytes_in_place_of_text_are_a_ledger_error(tmp_path: Path, column: str) -> None:
+    path = filled(tmp_path / "l.sqlite")
+    execute(path, f"UPDATE spends SET {column} = CAST({column} || 'x' AS BLOB) WHERE sequence = 2")
+    error_of(path)
+
+
+@pytest.mark.parametrize("row", [1, 2, 4])
+def test_a_deleted_row_is_found(tmp_path: Path, row: int) -> None:
+    path = filled(tmp_path / "l.sqlite")
+    execute(path, "DELETE FROM spends WHERE sequence = ?", row)
+    assert f"entry {row}" in error_of(path)
+
+
+def test_a_deleted_row_is_found_when_the_numbers_are_closed_up(tmp_path: Path) -> None:
+    path = filled(tmp_path / "l.sqlite")
+    execute(path, "DELETE FROM spends WHERE sequence = 2")
+    for row in (3, 4, 5):
+        execute(path, "UPDATE spends SET sequence = ? WHERE sequence = ?", row - 1, row)
+    assert "entry 2" in error_of(path)
+
+
+def test_rows_in_another_order_are_found(tmp_path: Path) -> None:
+    path = filled(tmp_path / "l.sqlite")
+    for old, new in ((2, 100), (3, 2), (100, 3)):
+        execute(path, "UPDATE spends SET sequence = ? WHERE sequence = ?", new, old)
+    assert "entry 2" in error_of(path)
+
+
+@pytest.mark.parametrize("sequence", [0, 6])
+def test_an_inserted_row_is_found(tmp_path: Path, sequence: int) -> None:
+    path = filled(tmp_path / "l.sqlite")
+    execute(
+        path,
+        "INSERT INTO spends SELECT ?, study, 50, event, payload_digest, recorded_at, previous, hash FROM spends"
+        " WHERE sequence = 5",
+        sequence,
+    )
+    assert "does not fit the chain" in error_of(path)
+
+
+def test_a_cut_off_tail_shows_in_length_and_head(tmp_path: Path) -> None:
+    # The chain alone cannot tell; what the coordinator countersigned, (length, head), can.
+    path = filled(tmp_path / "l.sqlite")
+    with Ledger(path, "north") as ledger:
+        before = ledger.verify()
+    execute(path, "DELETE FROM spends WHERE sequence = 5")
+    with Ledger(path, "north") as ledger:
+        length, head = ledger.verify()
+    assert length == 4 and head != before[1]
+
+
+def test_another_sites_ledger_is_refused(tmp_path: Path) -> None:
+    path = filled(tmp_path / "l.sqlite")
+    assert "belongs to site 'north', not to 'south'" in error_of(path, "south")
+    execute(path, "UPDATE header SET value = 'south' WHERE key = 'site'")
+    assert "does not fit the chain" in error_of(path, "south"), "nor does renaming it help"
+
+
+@pytest.mark.parametrize("format_", ["2", "", "1.0"])
+def test_another_format_is_refused(tmp_path: Path, format_: str) -> None:
+    path = filled(tmp_path / "l.sqlite")
+    execute(path, "UPDATE header SET value = ? WHERE key = 'format'", format_)
+    assert f"ledger format {format_}, this version writes format 1" in error_of(path)
+
+
+def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "l.sqlite"
+    path.write_bytes(b"a steward's notes, " * 100)
+    assert "the ledger cannot be used" in error_of(path)
+    assert path.read_bytes() == b"a steward's notes, " * 100
+
+
+def test_a_corrupted_file_is_a_ledger_error(tmp_path: Path) -> None:
+    path = filled(tmp_path / "l.sqlite", 40)
+    content = path.read_bytes()
+    for page in range(len(content) // 4096):
+        broken = bytearray(content)
+        start = 4096 * page + (100 if page == 0 else 0)
+        broken[start : start + 3000] = b"\xa5" * 3000
+        path.write_bytes(broken)
+        error_of(path)
+    path.write_bytes(content[: len(content) // 2])
+    error_of(path)
+
+
+@pytest.mark.parametrize("name", ["new.sqlite", "old.sqlite", "sub/new.sqlite"])
+def test_a_read_only_folder_is_a_ledger_error(name: str) -> None:
+    with unprivileged() as folder, pytest.raises(LedgerError) as caught, Ledger(folder / name, "north") as ledger:
+        spend(ledger, 9)
+    assert name.split("/")[-1] in str(caught.value) and "permissions" in str(caught.value)
+
+
+def test_a_file_in_place_of_the_folder_is_a_ledger_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LedgerError), Ledger(tmp_path / "file" / "l.sqlite", "north"):
+        pass
+
+
+def child(code: str, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from common.privacy.events import BoundedInfluence
+from common.privacy.ledger import Ledger
+path, first, last, study, payload = sys.argv[1:]
+with Ledger(Path(path), "north") as ledger:
+    for number in range(int(first), int(last)):
+        ledger.record(study, BoundedInfluence(number, 0.5, 0.25), payload)
+        print(number, flush=True)
+"""
+
+
+@pytest.mark.parametrize("acknowledged", [1, 7, 30])
+def test_every_acknowledged_spend_survives_kill_minus_nine(tmp_path: Path, acknowledged: int) -> None:
+    path = tmp_path / "l.sqlite"
+    process = child(WRITER, path, 1, 1_000_000, STUDY, "payload")
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(acknowledged)]
+    process.send_signal(signal.SIGKILL)
+    lines += process.stdout.readlines()
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+    complete = [int(line) for line in lines if line.endswith("\n")]
+    assert complete == list(range(1, len(complete) + 1)) and len(complete) >= acknowledged
+    with Ledger(path, "north") as ledger:
+        length, _ = ledger.verify()
+        assert len(complete) <= length <= len(complete) + 1, "at most one spend was on disk and not yet acknowledged"
+        assert [entry.round for entry in ledger.entries()] == list(range(1, length + 1))
+        spend(ledger, length + 1)
+        assert ledger.verify()[0] == length + 1
+
+
+def test_two_processes_write_one_chain(tmp_path: Path) -> None:
+    path = tmp_path / "l.sqlite"
+    filled(path, 1)
+    processes = [child(WRITER, path, 2, 22, study, "payload") for study in ("b" * 64, "c" * 64)]
+    for process in processes:
+        process.communicate()
+        assert process.returncode == 0
+    with Ledger(path, "north") as ledger:
+        assert ledger.verify()[0] == 41
+        for study in ("b" * 64, "c" * 64):
+            assert [entry.round for entry in ledger.entries(study)] == list(range(2, 22))
+
+
+def test_of_two_processes_with_different_answers_one_wins_each_round(tmp_path: Path) -> None:
+    path = tmp_path / "l.sqlite"
+    loop = WRITER.replace(
+        "        ledger.record(study, BoundedInfluence(number, 0.5, 0.25), payload)\n        print(number, flush=True)",
+        "        try:\n"
+        "            ledger.record(study, BoundedInfluence(number, 0.5, 0.25), payload)\n"
+        "            print(number, flush=True)\n"
+        "        except LedgerError:\n"
+        "            pass",
+    ).replace("import sys\n", "import sys\nfrom common.errors import LedgerError\n", 1)
+    processes = {payload: child(loop, path, 1, 21, STUDY, payload) for payload in ("one", "two")}
+    won = {payload: {int(n) for n in process.communicate()[0].split()} for payload, process in processes.items()}
+    assert all(process.returncode == 0 for process in processes.values())
+    assert not won["one"] & won["two"] and won["one"] | won["two"] == set(range(1, 21))
+    with Ledger(path, "north") as ledger:
+        assert {entry.round: entry.payload_digest for entry in ledger.entries()} == {
+            number: payload for payload, numbers in won.items() for number in numbers
+        }
+        assert ledger.verify()[0] == 20

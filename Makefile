@@ -9,6 +9,7 @@ CONSTRAINTS ?= deploy/constraints.txt
 .PHONY: demo test lint bench clean
 
 demo: $(VENV)/.ready
+	rm -rf demo-out
 	$(BIN)/cohortium demo --out demo-out
 
 test: lint

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
 from common.console import progress as console
@@ -18,11 +18,11 @@ def show_rounds(rounds: int, *, quiet: bool) -> Iterator[Callable[[RoundProgress
     """A live line with round, sites, certificate, loss, update norm and time left; sites that drop out get a line."""
     with Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
         TextColumn("{task.fields[detail]}"),
-        TimeElapsedColumn(),
         TimeRemainingColumn(),
+        TextColumn("left"),
         console=console,
         disable=quiet,
     ) as bar:
@@ -31,9 +31,10 @@ def show_rounds(rounds: int, *, quiet: bool) -> Iterator[Callable[[RoundProgress
 
         def on_round(done: RoundProgress) -> None:
             report = done.report
-            detail = f"{len(report['answered'])} sites, certificate {report['certificate']:.3f}"
+            # Fits a terminal of 80 columns; loss and update norm exist in a simulation only.
+            detail = f"{len(report['answered'])} sites, Lipschitz {report['certificate']:.2f}"
             if done.loss is not None and done.update_norm is not None:
-                detail += f", loss {done.loss:.2f}, update norm {done.update_norm:.3f}"
+                detail += f", loss {done.loss:.1f}, norm {done.update_norm:.2f}"
             bar.update(task, completed=report["round"], description="rounds", detail=detail)
             for site, reason in report["dropped"].items():
                 if site not in missing and not quiet:

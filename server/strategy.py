@@ -159,6 +159,8 @@ class LipschitzFedAvg(Strategy):
                 updates[site] = self._validated(site, server_round, message)
             except MessageError as error:
                 dropped[site] = str(error)
+            except Exception as error:  # whatever one site sends, the others' study goes on; the text may quote it
+                dropped[site] = f"the reply cannot be read ({type(error).__name__})"
         for site in nodes.values():
             if site not in updates and site not in dropped:
                 dropped[site] = "no reply before the deadline"

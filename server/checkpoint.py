@@ -53,6 +53,8 @@ def load_checkpoint(path: Path, protocol: Protocol) -> Checkpoint:
             arrays = {name: file.get_tensor(name) for name, _ in decoder.named_parameters()}
         if header["study"] != protocol.digest:
             raise OutputError(f"{path}: belongs to another study", fix="use the study.toml this decoder was made with")
+        if any(arrays[name].shape != parameter.shape for name, parameter in decoder.named_parameters()):
+            raise ValueError("shape")  # copying would broadcast a smaller array without a word
         decoder.load_arrays(arrays)
     except (SafetensorError, KeyError, TypeError, ValueError, OSError, RuntimeError):
         raise OutputError(f"{path}: not a decoder checkpoint of this study", fix="check the path") from None

@@ -44,7 +44,7 @@ class RunSettings:
                 int(document["sites"]),
                 bool(document["simulation"]),
             )
-        except (OSError, KeyError, ValueError):
+        except (OSError, AttributeError, KeyError, TypeError, ValueError):
             raise FederationError(f"{path}: not the settings of a run", fix="launch through `cohortium`") from None
 
 

@@ -12,7 +12,7 @@ from common.encoding.base import Block
 
 # Blocks of similar size are padded to a common one and processed together. A group costs about as much overhead as
 # this many padded levels; the grouping balances the two.
-GROUP_OVERHEAD = 150
+GROUP_OVERHEAD = 60
 # exp(±this) and sums of a hundred of them are far from overflow and underflow in float32.
 SAFE_EXPONENT = 75.0
 

@@ -454,7 +454,7 @@ def test_members_that_cannot_be(members: tuple[Member, ...], expected: str) -> N
 
 
 def test_a_round_report_as_a_line() -> None:
-    report = RoundReport(3, ("anna",), {"berta": "data-unusable"}, 9.5, 0.25, 1.23456789)
+    report = RoundReport(3, ("anna",), {"berta": "data-unusable"}, 9.5, 0.25, 1.23456789, 0.00123456)
     assert report.to_json() == {
         "round": 3,
         "answered": ["anna"],
@@ -462,4 +462,5 @@ def test_a_round_report_as_a_line() -> None:
         "certificate": 9.5,
         "step_norm": 0.25,
         "seconds": 1.2346,
+        "server_seconds": 0.0012,
     }

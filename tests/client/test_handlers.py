@@ -1,5 +1,6 @@
 """A hospital's answers to real Flower records: every status code from a real cause, and nothing else in any reply."""
 
+import functools
 import json
 import resource
 import shutil
@@ -346,7 +347,12 @@ def test_a_repeated_request_gets_the_same_bytes_and_spends_nothing(hospital: Hos
     assert dict(first.config_records[HEADER]) == dict(again.config_records[HEADER])
     for name, array in first.array_records[ARRAYS].items():
         other = again.array_records[ARRAYS][name]
-        assert (array.data, array.dtype, array.shape, array.stype) == (other.data, other.dtype, other.shape, other.stype)
+        assert (array.data, array.dtype, array.shape, array.stype) == (
+            other.data,
+            other.dtype,
+            other.shape,
+            other.stype,
+        )
     assert len(hospital.spends()) == 1
     assert hospital.train(train_request(2)).status is Status.OK
     assert hospital.train(train_request(1)).status is Status.WRONG_ROUND  # the bytes of round 1 are gone
@@ -447,7 +453,9 @@ def plant(hospital: Hospital, value: float) -> Path:
     """Spoil the encoder that the site has kept since round 1."""
     path = hospital.state / "studies" / PROTOCOL.digest[:32] / "state.safetensors"
     state = load_state(path, PROTOCOL.digest)
-    spoilt = {name: torch.full_like(a, value) if name.startswith("encoder.") else a for name, a in state.trainer.items()}
+    spoilt = {
+        name: torch.full_like(a, value) if name.startswith("encoder.") else a for name, a in state.trainer.items()
+    }
     save_state(path, PROTOCOL.digest, replace(state, trainer=spoilt))
     return path
 
@@ -505,13 +513,17 @@ def test_a_file_that_is_no_ledger(hospital: Hospital) -> None:
     assert "the ledger cannot be used" in hospital.reason(Status.LEDGER_FAILED)
 
 
+def impatient(connect: Callable[..., sqlite3.Connection], path: Path, **options: Any) -> sqlite3.Connection:
+    return connect(path, **(options | {"timeout": 0.05}))
+
+
 def test_a_ledger_held_by_someone_else(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
     hospital.joined()
     with Ledger(hospital.state / "ledger.sqlite", "anna"):
         pass
     connect = sqlite3.connect
     # The ledger waits half a minute for the other to finish; here it need not.
-    monkeypatch.setattr(sqlite3, "connect", lambda path, **options: connect(path, **(options | {"timeout": 0.05})))
+    monkeypatch.setattr(sqlite3, "connect", functools.partial(impatient, connect))
     other = connect(hospital.state / "ledger.sqlite", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     assert hospital.train(train_request()).status is Status.LEDGER_FAILED

@@ -125,7 +125,8 @@ from client.state import SiteState, save_state
 number = 0
 while True:
     number += 1
-    save_state(Path({str(path)!r}), {STUDY!r}, SiteState(number, "", {{"w": torch.full((200_000,), float(number))}}, {{}}))
+    weights = {{"w": torch.full((200_000,), float(number))}}
+    save_state(Path({str(path)!r}), {STUDY!r}, SiteState(number, "", weights, {{}}))
     if number == 1:
         print("saved", flush=True)
 """

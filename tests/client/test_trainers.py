@@ -214,7 +214,7 @@ def test_poor_sites_train(mode: str, rows: int, spoil: tuple[int, float] | None)
     for number in (1, 2):
         result = run(replace(inputs, round=number, state=state))
         assert all(torch.isfinite(array).all() for array in [*result.update.values(), *result.state.values()])
-        assert 0 < update_norm(result.update) and math.isfinite(result.diagnostics["loss"])
+        assert update_norm(result.update) > 0 and math.isfinite(result.diagnostics["loss"])
         if mode == "constrained":
             assert update_norm(result.update) <= RADIUS
         assert result.diagnostics["steps"] == 2 * math.ceil(rows / 32)

@@ -10,7 +10,7 @@ from scipy.stats import chi2
 
 from common.encoding import TableEncoding
 from common.errors import CohortiumError
-from common.generation import BATCH_ROWS, check_rows, sample_prior
+from common.generation import BATCH_ROWS, CHUNK_ROWS, check_rows, sample_prior
 from common.model.vae import Decoder
 from common.schema import Schema, parse_schema
 from common.study import ModelSection
@@ -48,11 +48,11 @@ def rows_of(decoder: Decoder, rows: int, **options: Any) -> np.ndarray:
     return np.vstack([table.values for table in sample_prior(decoder, ENCODING, rows, **options)])
 
 
-@pytest.mark.parametrize(("rows", "batch"), [(1, 1), (5, 1), (7, 3), (9, 3), (BATCH_ROWS + 1, BATCH_ROWS), (10, 1000)])
-def test_rows_are_counted_exactly_in_batches_of_at_most_the_size_asked_for(rows: int, batch: int) -> None:
-    sizes = [len(table) for table in sample_prior(decoder_of(), ENCODING, rows, seed=1, batch_rows=batch)]
-    assert sum(sizes) == rows and max(sizes) <= batch and len(sizes) == math.ceil(rows / batch)
-    assert list(sample_prior(decoder_of(), ENCODING, 0, seed=1)) == []
+@pytest.mark.parametrize("rows", [0, 1, 5, CHUNK_ROWS - 1, CHUNK_ROWS, CHUNK_ROWS + 1, BATCH_ROWS, BATCH_ROWS + 1])
+def test_rows_are_counted_exactly_in_batches_of_bounded_size(rows: int) -> None:
+    sizes = [len(table) for table in sample_prior(decoder_of(), ENCODING, rows, seed=1)]
+    assert sum(sizes) == rows and len(sizes) == math.ceil(rows / BATCH_ROWS)
+    assert all(size <= BATCH_ROWS for size in sizes)
 
 
 def test_memory_does_not_grow_with_the_rows_asked_for() -> None:
@@ -80,7 +80,7 @@ def test_a_seed_reproduces_and_no_seed_does_not() -> None:
     unlike = [rows_of(decoder, 300, seed=4), rows_of(decoder, 300), rows_of(decoder, 300)]
     for a, b in itertools.combinations([one, *unlike], 2):
         assert not np.array_equal(a, b, equal_nan=True)
-    assert not np.array_equal(one[:150], one[150:], equal_nan=True), "batches or rows do not repeat"
+    assert not np.array_equal(one[:150], one[150:], equal_nan=True), "rows do not repeat"
 
 
 def probabilities(decoder: Decoder, latent: torch.Tensor) -> list[np.ndarray]:
@@ -106,16 +106,16 @@ def chi_square_fits(counts: np.ndarray, share: np.ndarray) -> bool:
     expected = counts.sum() * share
     enough = expected >= 5
     statistic = float(((counts - expected)[enough] ** 2 / expected[enough]).sum())
-    return statistic <= chi2.isf(1e-6, max(1, int(enough.sum()) - 1))
+    return statistic <= 1.2 * float(chi2.isf(1e-6, max(1, int(enough.sum()) - 1)))
 
 
 @pytest.mark.parametrize("constant", [True, False])
 def test_level_frequencies_and_missing_rates_are_those_of_the_decoder(constant: bool) -> None:
     decoder = decoder_of(5, constant=constant)
-    rows = 20_000
+    rows = 8000
     values = rows_of(decoder, rows, seed=6)
-    # For a θ that depends on z: the prior's mean over so many other draws that its own error does not count.
-    latent = torch.zeros(1, 3) if constant else torch.randn(400_000, 3, generator=torch.Generator().manual_seed(9))
+    # For a θ that depends on z: the prior's mean over ten times as many other draws; its error is in the slack of 1.2.
+    latent = torch.zeros(1, 3) if constant else torch.randn(80_000, 3, generator=torch.Generator().manual_seed(9))
     age, age_flag, ward, parity, died, day, day_flag = probabilities(decoder, latent)
     missing = np.isnan(values).mean(axis=0)
     for j, rate in ((0, age_flag[1]), (1, ward[3]), (4, day_flag[1])):
@@ -180,5 +180,5 @@ def test_small_and_extreme_schemas(fields: list[dict[str, Any]]) -> None:
     schema: Schema = parse_schema({"fields": fields})
     encoding = TableEncoding(schema)
     decoder = Decoder(encoding, MODEL, torch.Generator().manual_seed(0))
-    tables = list(sample_prior(decoder, encoding, 700, seed=1, batch_rows=300))
-    assert [table.values.shape for table in tables] == [(n, len(fields)) for n in (300, 300, 100)]
+    (table,) = sample_prior(decoder, encoding, 1500, seed=1)
+    assert table.values.shape == (1500, len(fields))

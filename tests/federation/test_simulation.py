@@ -280,7 +280,7 @@ def test_no_pair_of_inputs_violates_the_bound(good: Finished) -> None:
     worst = 0.0
     for _ in range(300):
         ratio = (decoder(first + shift) - decoder(first)).norm(dim=1) / shift.norm(dim=1)
-        worst = max(worst, float(ratio.max()))
+        worst = max(worst, float(ratio.detach().max()))
         optimiser.zero_grad()
         (-ratio.sum()).backward()
         optimiser.step()
@@ -296,7 +296,7 @@ def test_every_ledger_holds_one_exposure_a_round(good: Finished) -> None:
             events = [entry.event for entry in ledger.entries()]
             assert {entry.study for entry in ledger.entries()} == {json.loads(good.stdout)["study_digest"]}
         assert length == 5
-        assert events == [BoundedInfluence(number, RADIUS, pytest.approx(rows / total)) for number in range(1, 6)]
+        assert events == [BoundedInfluence(number, RADIUS, rows / total) for number in range(1, 6)]
 
 
 def test_the_privacy_statement_has_one_entry_a_site_and_adversary(good: Finished) -> None:

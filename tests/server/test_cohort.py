@@ -151,6 +151,4 @@ def test_files_of_an_earlier_run_stay_until_the_new_ones_are_whole(tmp_path: Pat
 def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
-        write_cohort(
-            [make_table(1)], SCHEMA, tmp_path / "out" / "cohort.csv", tmp_path / "out" / "cohort.parquet"
-        )
+        write_cohort([make_table(1)], SCHEMA, tmp_path / "out" / "cohort.csv", tmp_path / "out" / "cohort.parquet")

@@ -282,9 +282,7 @@ def bias(array: Array) -> Callable[[Federation], list[Message]]:
 
 def refusal(status: Status) -> Callable[[Federation], list[Message]]:
     return lambda f: [
-        Message(
-            TrainReply(status, "clara", f.protocol.digest, 1).to_record(), reply_to=f.requests()[NODES["clara"]]
-        )
+        Message(TrainReply(status, "clara", f.protocol.digest, 1).to_record(), reply_to=f.requests()[NODES["clara"]])
     ]
 
 

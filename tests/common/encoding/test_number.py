@@ -110,6 +110,13 @@ def test_every_value_falls_into_exactly_one_bin_whose_edges_contain_it(data: st.
         assert owners == [found]
 
 
+@pytest.mark.parametrize(("low", "high"), [(-1.9, 7.78), (-0.15, 1.0), (-8.0, 0.6)])
+def test_the_outer_edges_are_the_declared_bounds_where_rounding_misses_them(low: float, high: float) -> None:
+    assert low + (high - low) != high, "an example of what it is about"
+    edges = NumberEncoding(number(low, high)).edges
+    assert (edges[0], edges[-1]) == (low, high)
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_round_trip_to_within_one_bin(data: st.DataObject) -> None:

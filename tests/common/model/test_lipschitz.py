@@ -134,7 +134,9 @@ def test_projection_of_nasty_matrices_is_certified_after_rounding(name: str, bou
     assert projected.dtype == torch.float32 and projected.shape == matrix.shape
     assert spectral_norm_bound(projected) <= bound and norm_of(projected) <= bound
     expected = nearest(matrix, bound)
-    np.testing.assert_allclose(projected.double().numpy(), expected, rtol=0, atol=1e-5 * np.linalg.norm(expected, 2))
+    np.testing.assert_allclose(
+        projected.double().numpy(), expected, rtol=0, atol=1e-5 * float(np.linalg.norm(expected, 2))
+    )
     assert torch.equal(project_spectral(projected, bound), projected), "idempotent to the bit"
 
 
@@ -226,7 +228,7 @@ def test_t1_weighted_means_of_admissible_networks_are_admissible(
     for columns, rows in itertools.pairwise(widths):
         # Extreme points of the ball, of full rank, and points anywhere in it.
         layers = [in_ball(rows, columns, bound, generator, rank=12 if k % 2 else None) for k in range(len(weights))]
-        means.append(sum(w * layer.numpy() for w, layer in zip(weights, layers, strict=True)))
+        means.append(np.sum([w * layer.numpy() for w, layer in zip(weights, layers, strict=True)], axis=0))
         assert np.linalg.norm(means[-1], 2) <= bound * (1 + 1e-12)
     assert certificate([torch.from_numpy(m) for m in means]) <= bound**depth * (1 + 1e-5)
 

@@ -262,9 +262,26 @@ def test_a_file_in_place_of_the_folder_is_a_ledger_error(tmp_path: Path) -> None
         pass
 
 
+def test_every_commit_waits_for_the_disk(tmp_path: Path) -> None:
+    # No test can cut the power; what SQLite promises for it hangs on this setting (3 is EXTRA).
+    with Ledger(tmp_path / "l.sqlite", "north") as ledger:
+        assert ledger._database.execute("PRAGMA synchronous").fetchone() == (3,)
+        assert ledger._database.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+
+
 def child(code: str, *arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def start(*processes: subprocess.Popen[str]) -> None:
+    """Let all of them write at once, when each has opened the ledger."""
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
 
 
 WRITER = """
@@ -274,6 +291,8 @@ from common.privacy.events import BoundedInfluence
 from common.privacy.ledger import Ledger
 path, first, last, study, payload = sys.argv[1:]
 with Ledger(Path(path), "north") as ledger:
+    print("ready", flush=True)
+    sys.stdin.readline()  # the start signal
     for number in range(int(first), int(last)):
         ledger.record(study, BoundedInfluence(number, 0.5, 0.25), payload)
         print(number, flush=True)
@@ -284,6 +303,7 @@ with Ledger(Path(path), "north") as ledger:
 def test_every_acknowledged_spend_survives_kill_minus_nine(tmp_path: Path, acknowledged: int) -> None:
     path = tmp_path / "l.sqlite"
     process = child(WRITER, path, 1, 1_000_000, STUDY, "payload")
+    start(process)
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(acknowledged)]
     process.send_signal(signal.SIGKILL)
@@ -303,14 +323,15 @@ def test_every_acknowledged_spend_survives_kill_minus_nine(tmp_path: Path, ackno
 def test_two_processes_write_one_chain(tmp_path: Path) -> None:
     path = tmp_path / "l.sqlite"
     filled(path, 1)
-    processes = [child(WRITER, path, 2, 22, study, "payload") for study in ("b" * 64, "c" * 64)]
+    processes = [child(WRITER, path, 2, 32, study, "payload") for study in ("b" * 64, "c" * 64)]
+    start(*processes)
     for process in processes:
         process.communicate()
         assert process.returncode == 0
     with Ledger(path, "north") as ledger:
-        assert ledger.verify()[0] == 41
+        assert ledger.verify()[0] == 61
         for study in ("b" * 64, "c" * 64):
-            assert [entry.round for entry in ledger.entries(study)] == list(range(2, 22))
+            assert [entry.round for entry in ledger.entries(study)] == list(range(2, 32))
 
 
 def test_of_two_processes_with_different_answers_one_wins_each_round(tmp_path: Path) -> None:
@@ -323,12 +344,13 @@ def test_of_two_processes_with_different_answers_one_wins_each_round(tmp_path: P
         "        except LedgerError:\n"
         "            pass",
     ).replace("import sys\n", "import sys\nfrom common.errors import LedgerError\n", 1)
-    processes = {payload: child(loop, path, 1, 21, STUDY, payload) for payload in ("one", "two")}
+    processes = {payload: child(loop, path, 1, 31, STUDY, payload) for payload in ("one", "two")}
+    start(*processes.values())
     won = {payload: {int(n) for n in process.communicate()[0].split()} for payload, process in processes.items()}
     assert all(process.returncode == 0 for process in processes.values())
-    assert not won["one"] & won["two"] and won["one"] | won["two"] == set(range(1, 21))
+    assert not won["one"] & won["two"] and won["one"] | won["two"] == set(range(1, 31))
     with Ledger(path, "north") as ledger:
         assert {entry.round: entry.payload_digest for entry in ledger.entries()} == {
             number: payload for payload, numbers in won.items() for number in numbers
         }
-        assert ledger.verify()[0] == 20
+        assert ledger.verify()[0] == 30

@@ -9,13 +9,13 @@ from pydantic import Field
 
 from common.config import Section, read_toml, validate
 from common.errors import SiteError
-from common.study import Mode, Protocol
+from common.study import SITE_NAME, Mode, Protocol
 
 
 class SiteSection(Section):
     """Where things are."""
 
-    name: str = Field(pattern=r"^[\w][\w.\-]{0,63}$", description="the site's name in the consortium")
+    name: str = Field(pattern=f"^{SITE_NAME}$", description="the site's name in the consortium")
     data: Path = Field(description="patient table, .csv or .parquet, relative to this file")
     state: Path = Field(description="directory for the ledger, the encoder and the site's log; back it up")
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description='"auto", "cpu" or "cuda[:n]"')

@@ -19,8 +19,9 @@ CHUNK_ROWS = 1024
 
 
 def sample_prior(decoder: Decoder, encoding: TableEncoding, rows: int, seed: int | None = None) -> Iterator[Table]:
-    """Yield tables of at most `BATCH_ROWS` that together have `rows` rows: z ~ N(0, I), θ = g(z), levels ~ p(· | θ), values within levels.
+    """Yield `rows` synthetic rows in tables of at most `BATCH_ROWS`.
 
+    z ~ N(0, I), θ = g(z), levels ~ p(· | θ), values uniform within their levels.
     `seed=None` seeds the generators from the operating system's CSPRNG. Given the decoder's weights this is
     post-processing: it costs no privacy (privacy.md, section 2, scope iv).
     """

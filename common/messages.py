@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,6 +21,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
 from common.digest import sha256_of
+from common.study import SITE_NAME
 
 PROTOCOL_VERSION = 1
 JOIN = "query.join"
@@ -104,7 +106,7 @@ class JoinRequest:
         header = _header(record, {"version": int, "protocol": str})
         try:
             document = json.loads(str(header["protocol"]))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise MessageError("the protocol is not JSON") from None
         if not isinstance(document, dict):
             raise MessageError("the protocol is not a JSON object")
@@ -129,6 +131,8 @@ class JoinReply:
         """Read and check; `MessageError` if malformed."""
         header = _header(record, {"version": int, "status": str, "site": str, "study": str, "patients": int})
         reply = cls(_status(header), str(header["site"]), str(header["study"]), int(header["patients"]))
+        if reply.site and not re.fullmatch(SITE_NAME, reply.site):
+            raise MessageError("the site's name is not one")
         if reply.status is Status.OK and (not reply.site or reply.patients < 1):
             raise MessageError("a site that joins needs a name and at least one patient")
         return reply
@@ -168,6 +172,8 @@ class TrainReply:
 
     def to_record(self) -> RecordDict:
         """As Flower records."""
+        if self.update is not None and self.status is not Status.OK:
+            raise MessageError("only a reply with status ok carries an update")
         fields: dict[str, Any] = {"site": self.site, "study": self.study, "round": self.round}
         return _reply_record(TRAIN, self.status, fields, self.update)
 
@@ -210,9 +216,9 @@ def arrays_from_record(record: ArrayRecord | None, expected: Mapping[str, tuple[
             raise MessageError(f"array {name!r} is not float32 of shape {shape}")
         try:
             values = array.numpy()
-        except (ValueError, TypeError, EOFError, OSError):
+        except Exception:  # whatever NumPy makes of hostile bytes: an archive, a header that claims terabytes
             raise MessageError(f"array {name!r} cannot be decoded") from None
-        if values.dtype != np.float32 or values.shape != shape:
+        if not isinstance(values, np.ndarray) or values.dtype != np.float32 or values.shape != shape:
             raise MessageError(f"array {name!r} holds something else than it declares")
         if not np.isfinite(values).all():
             raise MessageError(f"array {name!r} has entries that are not finite")
@@ -250,7 +256,10 @@ def _header(record: RecordDict, fields: Mapping[str, type]) -> dict[str, Any]:
         raise MessageError("no header")
     version = header.get("version")
     if version != PROTOCOL_VERSION:
-        raise MessageError(f"protocol version {version!r}, this side speaks {PROTOCOL_VERSION}")
+        found = version if isinstance(version, int) else "that is no number"  # a peer's text is never repeated
+        raise MessageError(f"protocol version {found}, this side speaks {PROTOCOL_VERSION}")
+    if set(record.keys()) - {HEADER, ARRAYS}:
+        raise MessageError("records that the protocol does not know")
     if set(header.keys()) != set(fields):
         raise MessageError("the header's fields are not those of the protocol")
     for name, kind in fields.items():

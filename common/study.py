@@ -19,8 +19,10 @@ from common.errors import StudyError
 from common.schema import Schema, load_schema, parse_schema
 
 Mode = Literal["constrained", "none"]
+SITE_NAME = r"\w[\w.\-]{0,63}"
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+# strict: `rounds = true` and `rounds = "20"` are mistakes, not numbers
+Count = Annotated[int, Field(ge=1, strict=True)]
 
 
 class StudySection(Section):
@@ -32,15 +34,15 @@ class StudySection(Section):
     )
     target: str | None = Field(default=None, description="outcome column; default: the schema's cohortium:target")
     seed: int | None = Field(
-        default=None, ge=0, description="fixes every random choice; simulation only, refused by a hospital"
+        default=None, ge=0, strict=True, description="fixes every random choice; simulation only, refused by a hospital"
     )
 
 
 class ModelSection(Section):
     """The constrained variational autoencoder (privacy.md, section 1)."""
 
-    latent_dim: int = Field(default=16, ge=1, le=256, description="dimension of the latent code")
-    hidden: tuple[Annotated[int, Field(ge=4, le=4096, multiple_of=2)], ...] = Field(
+    latent_dim: int = Field(default=16, strict=True, ge=1, le=256, description="dimension of the latent code")
+    hidden: tuple[Annotated[int, Field(ge=4, le=4096, multiple_of=2, strict=True)], ...] = Field(
         default=(128, 128), min_length=1, max_length=6, description="widths of the hidden layers, even numbers"
     )
     decoder_lipschitz: Positive = Field(
@@ -69,7 +71,7 @@ class TrainingSection(Section):
     )
     rounds: Count = Field(default=40, description="rounds of federated training, fixed beforehand")
     local_epochs: Count = Field(default=2, description="passes over the site's rows in each round")
-    batch_size: int = Field(default=128, ge=2, description="patients in a training step")
+    batch_size: int = Field(default=128, strict=True, ge=2, description="patients in a training step")
     learning_rate: Positive = Field(default=2e-3, description="Adam's peak learning rate; cosine over the study")
     kl_weight: Positive = Field(default=1.0, description="weight of the KL term in the ELBO")
     update_norm: Positive = Field(
@@ -89,7 +91,7 @@ class PrivacySection(Section):
 class ReleaseSection(Section):
     """The synthetic cohort."""
 
-    rows: int = Field(default=10_000, ge=1, description="number of synthetic rows")
+    rows: int = Field(default=10_000, strict=True, ge=1, description="number of synthetic rows")
     method: Literal["prior"] = Field(default="prior", description='"prior": the coordinator samples the latent prior')
     min_patients_per_site: Count = Field(default=1, description="a site with fewer patients is left out by name")
     min_cell_count: Count = Field(default=11, description="floor for any count about patients that is released")
@@ -105,7 +107,7 @@ class Study(Section):
     )
     privacy: PrivacySection = Field(default_factory=PrivacySection, description="what is promised and what is spent")
     release: ReleaseSection = Field(default_factory=ReleaseSection, description="the synthetic cohort")
-    sites: dict[Annotated[str, Field(pattern=r"^[\w][\w.\-]{0,63}$")], Count] = Field(
+    sites: dict[Annotated[str, Field(pattern=f"^{SITE_NAME}$")], Count] = Field(
         default_factory=dict, description="optional: patients of every site, declared beforehand (name = number)"
     )
 
@@ -121,10 +123,10 @@ class Protocol:
         self.study = study
         self.schema = schema
         target = study.study.target or schema.target
-        if target is not None and (target not in schema.names or schema[target].is_numeric):
+        if target is not None and (target not in schema.names or len(schema[target].levels) < 2):
             raise StudyError(
-                f"[study] target = {target!r} is not a categorical or boolean column of the schema",
-                fix=f"name one of: {', '.join(c.name for c in schema.columns if not c.is_numeric)}",
+                f"[study] target = {target!r} is not a column of the schema with two or more categories",
+                fix=f"name one of: {', '.join(c.name for c in schema.columns if len(c.levels) > 1)}",
             )
         self.target = target
 
@@ -134,6 +136,12 @@ class Protocol:
         document = self.study.document()
         document["study"].pop("schema")
         return sha256_of({"study": document, "schema": dict(self.schema.descriptor)})
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Protocol) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data that `from_json` turns back into an equal protocol."""

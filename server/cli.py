@@ -45,7 +45,7 @@ def init(
     """Write a commented study.toml and a schema.json from a header and a data dictionary, never from values."""
     from server.init import init_study
 
-    results.print(init_study(directory, header, dictionary, name).describe())
+    results.print(init_study(directory, header, dictionary, name).describe(), soft_wrap=True)
 
 
 @app.command()
@@ -101,12 +101,16 @@ def _run(protocol: Any, sites: Path, out: Path, test: Path | None, *, as_json: b
     from common.table import read_table
     from server.progress import files_table, show_rounds, summary_table
     from server.release import release_simulation
+    from server.run import claim_output
+    from server.simulation import load_sites
     from server.simulation import simulate as run_simulation
 
-    # Read first: a mistyped path must not show after the rounds.
+    # Everything that can be wrong with the input is found before Flower starts.
+    tables = load_sites(sites, protocol)
     held_out = read_table(test, protocol.schema)[0] if test else None
+    files = claim_output(out.resolve())
     with show_rounds(protocol.study.training.rounds, quiet=quiet) as on_round:
-        result = run_simulation(protocol, sites, out, on_round)
+        result = run_simulation(protocol, sites, tables, files, on_round)
     if not quiet:
         progress.print("evaluating the cohort and writing the report")
     summary = release_simulation(result, held_out)

@@ -26,6 +26,7 @@ def marginals(synthetic: Table, real: Table) -> str:
     return _svg(marginals_figure(synthetic, real, real.schema.columns))
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # a "$" in a column's name is a dollar
 def marginals_figure(synthetic: Table, real: Table, columns: Sequence[Column]) -> Figure:
     """The histograms of some columns."""
     rows = -(-len(columns) // COLUMNS_PER_ROW)

@@ -10,24 +10,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from common.errors import CohortiumError, DataError, ExitCode, FederationError, OutputError
 from common.files import write_atomic
 from common.privacy.ledger import Ledger
-from common.study import Protocol
+from common.study import SITE_NAME, Protocol
 from common.table import Table, read_table
-from server.run import RUN_VARIABLE, RunFiles, RunSettings, claim_output
+from server.run import RUN_VARIABLE, RunFiles, RunSettings
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 5.0
 WORK, SITES = ".work", "sites"
 LEAST_FREE_BYTES = 1 << 20
-SITE_NAME = r"\w[\w.\-]{0,63}"  # what site.toml and study.toml accept
 
 
 @dataclass(frozen=True)
@@ -85,17 +86,17 @@ def load_sites(directory: Path, protocol: Protocol) -> dict[str, Table]:
 
 
 def simulate(
-    protocol: Protocol, directory: Path, out: Path, on_round: Callable[[RoundProgress], None]
+    protocol: Protocol,
+    directory: Path,
+    tables: Mapping[str, Table],
+    files: RunFiles,
+    on_round: Callable[[RoundProgress], None],
 ) -> SimulationResult:
-    """Run the study over `directory/*.csv` and leave the raw results in `out`; `on_round` hears of every round.
+    """Run the study over `directory`'s sites, read by `load_sites`; `on_round` hears of every round.
 
     Raises `FederationError` or what the ServerApp failed with; `StoppedError` on Ctrl-C. Whatever happens, the sites'
     working folders (encoders, optimiser states) are removed, their ledgers and logs kept.
     """
-    import numpy as np
-
-    tables = load_sites(directory, protocol)
-    files = claim_output(out.resolve())
     write_atomic(files.study, json.dumps(protocol.to_json(), indent=1))
     started = time.perf_counter()
     work = files.out / WORK

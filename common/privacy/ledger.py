@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from common.digest import sha256_of
 from common.errors import LedgerError
@@ -43,13 +44,13 @@ class Ledger:
     def __init__(self, path: Path, site: str) -> None:
         self.path = path
         self.site = site
-        path.parent.mkdir(parents=True, exist_ok=True)
         with self._guarded():
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(path, timeout=30.0, isolation_level=None)
             self._database.execute("PRAGMA journal_mode = DELETE")
             self._database.execute("PRAGMA synchronous = EXTRA")
             self._create()
-        found = dict(self._database.execute("SELECT key, value FROM header").fetchall())
+            found = dict(self._database.execute("SELECT key, value FROM header").fetchall())
         if found.get("format") != str(FORMAT):
             raise LedgerError(
                 f"{path}: ledger format {found.get('format')}, this version writes format {FORMAT}",
@@ -84,7 +85,7 @@ class Ledger:
                 "SELECT * FROM spends WHERE study = ? AND round = ?", (study, event.round)
             ).fetchone()
             if row is not None:
-                entry = _entry(row)
+                entry = self._read(row)
                 if entry.payload_digest != payload_digest or entry.event != event:
                     raise LedgerError(
                         f"{self.path}: round {event.round} of this study has been spent on another message already",
@@ -117,14 +118,15 @@ class Ledger:
         """All spends in order, or those of one study; `LedgerError` if the file cannot be read."""
         with self._guarded():
             rows = self._database.execute("SELECT * FROM spends ORDER BY sequence").fetchall()
-        try:
-            found = [_entry(row) for row in rows]
-        except (ValueError, TypeError) as error:
-            raise LedgerError(f"{self.path}: an entry cannot be read ({error})", fix="restore the ledger") from None
+        found = [self._read(row) for row in rows]
         return [entry for entry in found if study is None or entry.study == study]
 
     def verify(self) -> tuple[int, str]:
         """Length and head hash of the chain; `LedgerError` naming the first entry that does not fit."""
+        with self._guarded():
+            damage = self._database.execute("PRAGMA integrity_check(1)").fetchone()
+        if damage != ("ok",):
+            raise LedgerError(f"{self.path}: the file is damaged", fix="restore the ledger from the copy you trust")
         head = GENESIS
         for position, entry in enumerate(self.entries(), start=1):
             content = [
@@ -144,6 +146,15 @@ class Ledger:
                 )
             head = entry.hash
         return len(self.entries()), head
+
+    def _read(self, row: tuple[Any, ...]) -> Entry:
+        try:
+            return _entry(row)
+        except (ValueError, TypeError):  # whose text may quote what stands there
+            raise LedgerError(
+                f"{self.path}: entry {row[0]} cannot be read; it was edited or damaged",
+                fix="restore the ledger from the copy you trust and find out who changed it",
+            ) from None
 
     def _create(self) -> None:
         self._database.execute("CREATE TABLE IF NOT EXISTS header (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
@@ -170,15 +181,20 @@ class Ledger:
     def _guarded(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.Error, OSError) as error:
             raise LedgerError(
                 f"{self.path}: the ledger cannot be used ({error})",
                 fix="check disk space, permissions and that no other process holds the file",
             ) from None
 
 
-def _entry(row: tuple[int, str, int, str, str, str, str, str]) -> Entry:
-    sequence, study, number, event, payload_digest, recorded_at, previous, digest = row
-    return Entry(
-        sequence, study, number, event_from_json(json.loads(event)), payload_digest, recorded_at, previous, digest
-    )
+def _entry(row: tuple[Any, ...]) -> Entry:
+    sequence, study, number, text, payload_digest, recorded_at, previous, digest = row
+    if not all(isinstance(field, str) for field in (study, text, payload_digest, recorded_at, previous, digest)):
+        raise TypeError("a field is not text")
+    event = event_from_json(json.loads(text, parse_constant=_refuse_constant))
+    return Entry(sequence, study, number, event, payload_digest, recorded_at, previous, digest)
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is not a number that an event may hold")

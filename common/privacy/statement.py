@@ -71,7 +71,9 @@ def seed_text(seed: int | None) -> str:
 
 
 def _basis(events: Sequence[Event]) -> str:
-    if events and all(isinstance(event, BoundedInfluence) for event in events):
+    if not events:
+        return "the site joined and sent no update"
+    if all(isinstance(event, BoundedInfluence) for event in events):
         return (
             "T2 (bounded influence) only: the projected updates carry no noise, so no finite epsilon holds for them,"
             " for the decoder made of them, or for rows sampled from it. How much an attacker can see in practice is a"
@@ -82,8 +84,10 @@ def _basis(events: Sequence[Event]) -> str:
 
 def _exposure(events: Sequence[Event]) -> dict[str, Any]:
     """What the site sent, in declared constants: rounds, radius, weight, and T2's bound for one round."""
+    if not events:
+        return {"rounds": 0, "update_norm": 0.0, "weight": 0.0, "largest_move_of_decoder_per_round": 0.0}
     bounded = [event for event in events if isinstance(event, BoundedInfluence)]
-    if not bounded or len(bounded) != len(events):
+    if len(bounded) != len(events):
         return {"rounds": len(events), "update_norm": INFINITE, "largest_move_of_decoder_per_round": INFINITE}
     return {
         "rounds": len(bounded),

@@ -260,7 +260,6 @@ def test_an_edited_ledger_stops_the_release(tmp_path: Path) -> None:
     assert not result.files.manifest.exists() and not result.files.report.exists()
 
 
-@pytest.mark.xfail(strict=True, reason="server/figures.py lets matplotlib read $...$ as mathematics")
 @pytest.mark.parametrize(("column", "level"), [("$\\frac$", "m"), ("age", "$\\frac$"), ("cost $x_{$", "m")])
 def test_dollar_signs_are_no_mathematics(tmp_path: Path, column: str, level: str) -> None:
     release_simulation(make_result(tmp_path / "out", make_protocol(column, level)), None)

@@ -78,11 +78,21 @@ def test_exposure_of_bounded_sites_is_the_worst_round_in_declared_constants() ->
     assert "T2" in entry_of("south")["basis"] and "no finite epsilon" in entry_of("south")["basis"]
 
 
-@pytest.mark.parametrize(("site", "rounds"), [("reference", 1), ("mixed", 2), ("silent", 0)])
+@pytest.mark.parametrize(("site", "rounds"), [("reference", 1), ("mixed", 2)])
 def test_without_a_bound_in_every_round_none_is_claimed(site: str, rounds: int) -> None:
     exposure = entry_of(site)["exposure"]
     assert exposure["rounds"] == rounds and exposure["largest_move_of_decoder_per_round"] == "infinity"
     assert "T2" not in entry_of(site)["basis"]
+
+
+def test_a_site_that_sent_nothing_is_said_to_have_sent_nothing() -> None:
+    assert entry_of("silent")["exposure"] == {
+        "rounds": 0,
+        "update_norm": 0.0,
+        "weight": 0.0,
+        "largest_move_of_decoder_per_round": 0.0,
+    }
+    assert "no update" in entry_of("silent")["basis"] and entry_of("silent")["epsilon"] == "infinity"
 
 
 def test_a_seeded_run_says_that_it_is_a_simulation() -> None:

@@ -123,7 +123,7 @@ class Site:
         state = load_state(study.state_path, request.study)
         training = study.protocol.study.training
         trainer = MODES[training.mode]
-        event = trainer.event(training, request.round, request.weight)
+        event = trainer.event(study.protocol.study, request.round, request.weight)
         if request.round == state.round and base == state.base:
             update = state.reply
         elif request.round <= state.round:

@@ -85,6 +85,16 @@ class TrainingSection(Section):
 class PrivacySection(Section):
     """What is promised and what is spent (privacy.md, sections 0 and 4)."""
 
+    update_noise: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="z of the constrained mode: every update carries N(0, (z C)^2 I); 0 is none, and epsilon infinite",
+    )
+    accept_useless_noise: bool = Field(
+        default=False,
+        description="run with an update_noise that is refused because it protects or preserves too little",
+    )
     delta: float = Field(default=1e-5, gt=0, lt=1, description="delta of every (epsilon, delta) statement")
 
 
@@ -129,6 +139,12 @@ class Protocol:
                 fix=f"name one of: {', '.join(c.name for c in schema.columns if len(c.levels) > 1)}",
             )
         self.target = target
+        if study.privacy.update_noise > 0 and study.training.mode != "constrained":
+            raise StudyError(
+                f'[privacy] update_noise = {study.privacy.update_noise:g} needs training.mode = "constrained"'
+                f" (found {study.training.mode!r})",
+                fix="set update_noise = 0 or change the mode",
+            )
 
     @cached_property
     def digest(self) -> str:

@@ -98,7 +98,9 @@ def verify(
 
 
 def _run(protocol: Any, sites: Path, out: Path, test: Path | None, *, as_json: bool, quiet: bool) -> None:
+    from common.privacy.update_noise import require_useful_noise
     from common.table import read_table
+    from server.checkpoint import build_decoder
     from server.progress import files_table, show_rounds, summary_table
     from server.release import release_simulation
     from server.run import claim_output
@@ -108,6 +110,9 @@ def _run(protocol: Any, sites: Path, out: Path, test: Path | None, *, as_json: b
     # Everything that can be wrong with the input is found before Flower starts.
     tables = load_sites(sites, protocol)
     held_out = read_table(test, protocol.schema)[0] if test else None
+    decoder = build_decoder(protocol, seed=0)
+    parameters = sum(parameter.numel() for parameter in decoder.parameters())
+    require_useful_noise(protocol.study, parameters, {name: len(table) for name, table in tables.items()})
     files = claim_output(out.resolve())
     with show_rounds(protocol.study.training.rounds, quiet=quiet) as on_round:
         result = run_simulation(protocol, sites, tables, files, on_round)

@@ -61,12 +61,10 @@ def summary_table(summary: dict[str, Any]) -> RichTable:
     table.add_row("Lipschitz certificate", f"{summary['certificate']:.4f}{limit}")
     moves = [e["largest_move_of_decoder_per_round"] for e in summary["exposure"].values()]
     if all(isinstance(move, float) for move in moves):
-        exposure = (
-            f"a site moves the global decoder by at most {max(moves):.3f} a round (2wC); no noise, so ε = infinity"
-        )
+        table.add_row("exposure", f"a site moves the global decoder by at most {max(moves):.3f} a round (2wC)")
     else:
-        exposure = "unbounded (non-private reference), ε = infinity"
-    table.add_row("exposure", f"{exposure}, for one patient, against public, member and coordinator")
+        table.add_row("exposure", "unbounded (non-private reference)")
+    table.add_row("formal privacy", summary["epsilon_in_words"])
     fidelity = summary["fidelity"]
     table.add_row(
         "fidelity",

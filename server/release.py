@@ -16,7 +16,7 @@ from common.evaluation.metrics import evaluate
 from common.files import write_atomic
 from common.privacy.events import Event
 from common.privacy.ledger import Ledger
-from common.privacy.statement import privacy_statement
+from common.privacy.statement import epsilon_in_words, largest_epsilon, privacy_statement
 from common.signing import load_public_key, open_envelope, public_pem, sign, statement_for, verify_files
 from common.table import Table, read_table
 from server.report import render_report
@@ -125,7 +125,8 @@ def summarise(
         "rounds": len(rounds),
         "certificate": max(line["certificate"] for line in rounds),
         "certificate_bound": study.model.decoder_lipschitz if study.training.mode != "none" else None,
-        "epsilon": "infinity",
+        "epsilon": largest_epsilon(statement),
+        "epsilon_in_words": epsilon_in_words(statement),
         "exposure": exposure,
         "rows": len(cohort),
         "fidelity": {

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from common.privacy.statement import ADVERSARIES
+from common.privacy.statement import ADVERSARIES, epsilon_in_words
 from common.study import Protocol
 from common.table import Table
 from server.figures import certificates, marginals
@@ -45,6 +45,7 @@ def render_report(
         largest_certificate=max(line["certificate"] for line in rounds),
         bound=bound,
         statement=statement,
+        epsilon=epsilon_in_words(statement),
         exposures={entry["site"]: entry for entry in statement["entries"]},
         adversaries=ADVERSARIES,
         metrics=metrics,

@@ -22,6 +22,7 @@ from common.errors import FederationError
 from common.messages import TRAIN, MessageError, Status, TrainReply, TrainRequest, arrays_to_record
 from common.model.vae import Decoder
 from common.privacy.update import NORM_TOLERANCE, update_norm
+from common.privacy.update_noise import largest_noisy_norm, require_useful_noise
 from common.study import Protocol
 
 
@@ -85,6 +86,8 @@ class LipschitzFedAvg(Strategy):
         if len(self.members) < training.min_sites:
             raise ValueError(f"{len(self.members)} members, but min_sites is {training.min_sites}")
         patients = sum(member.patients for member in self.members)
+        self.parameters = sum(parameter.numel() for parameter in self.decoder.parameters())
+        require_useful_noise(self.protocol.study, self.parameters, {m.site: m.patients for m in self.members})
         self.weights = {member.site: member.patients / patients for member in self.members}
         self.shapes = {name: tuple(value.shape) for name, value in self.decoder.named_parameters()}
         self.constrained = training.mode != "none"
@@ -178,7 +181,8 @@ class LipschitzFedAvg(Strategy):
             raise MessageError(f"answers round {reply.round}")
         if reply.site != site:
             raise MessageError("answers under another site's name")
-        radius = self.protocol.study.training.update_norm
+        study = self.protocol.study
+        radius = largest_noisy_norm(study.training.update_norm, study.privacy.update_noise, self.parameters)
         if self.constrained and update_norm(reply.update) > radius * (1.0 + NORM_TOLERANCE):
             raise MessageError(f"the update's norm exceeds C = {radius:g}")
         return reply.update

@@ -12,7 +12,7 @@ from torch import Tensor
 from common.encoding import EncodedTable, TableEncoding
 from common.errors import CohortiumError
 from common.privacy.events import Event
-from common.study import Study, TrainingSection
+from common.study import Study
 
 
 class NonFiniteLossError(CohortiumError):
@@ -49,6 +49,6 @@ class Trainer(Interface):
         """Train one round; `NonFiniteLossError` if the loss stops being finite."""
         ...
 
-    def event(self, training: TrainingSection, number: int, weight: float) -> Event:
+    def event(self, study: Study, number: int, weight: float) -> Event:
         """What a round of this mode spends: a function of declared constants alone."""
         ...

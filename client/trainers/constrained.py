@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from client.trainers.base import RoundInputs, RoundResult
 from client.trainers.local import difference, train_locally
-from common.privacy.events import BoundedInfluence
+from common.privacy.events import BoundedInfluence, GaussianUpdate
+from common.privacy.noise import add_noise
 from common.privacy.update import project_update, update_norm
-from common.study import TrainingSection
+from common.study import Study
+
+NOISE_STREAM = 0x6E6F697365
 
 
 class ConstrainedTrainer:
-    """Lipschitz-constrained VAE; what leaves is one norm-projected decoder update a round, without noise."""
+    """Lipschitz-constrained VAE; one norm-projected decoder update a round leaves, with Gaussian noise if declared."""
 
     def train(self, inputs: RoundInputs) -> RoundResult:
         """Train one round and project the update."""
@@ -18,8 +21,13 @@ class ConstrainedTrainer:
         update = difference(local.decoder, inputs.decoder)
         radius = inputs.study.training.update_norm
         projected = project_update(update, radius)
+        sent, noise = projected, inputs.study.privacy.update_noise
+        if noise > 0:
+            # In a seeded simulation the noise must differ from the numbers that training drew from the same seed.
+            seed = None if inputs.study.study.seed is None else inputs.seed ^ NOISE_STREAM
+            sent = add_noise(projected, noise * radius, seed)
         return RoundResult(
-            update=projected,
+            update=sent,
             state=local.state,
             diagnostics={
                 "loss": local.loss,
@@ -31,6 +39,9 @@ class ConstrainedTrainer:
             },
         )
 
-    def event(self, training: TrainingSection, number: int, weight: float) -> BoundedInfluence:
-        """The exposure of one round."""
-        return BoundedInfluence(round=number, update_norm=training.update_norm, weight=weight)
+    def event(self, study: Study, number: int, weight: float) -> BoundedInfluence | GaussianUpdate:
+        """The exposure of one round; with update noise, a Gaussian mechanism."""
+        radius, noise = study.training.update_norm, study.privacy.update_noise
+        if noise > 0:
+            return GaussianUpdate(round=number, update_norm=radius, noise_multiplier=noise, weight=weight)
+        return BoundedInfluence(round=number, update_norm=radius, weight=weight)

@@ -6,7 +6,7 @@ from client.trainers.base import RoundInputs, RoundResult
 from client.trainers.local import difference, train_locally
 from common.privacy.events import UnboundedInfluence
 from common.privacy.update import update_norm
-from common.study import TrainingSection
+from common.study import Study
 
 
 class UnconstrainedTrainer:
@@ -27,6 +27,6 @@ class UnconstrainedTrainer:
             },
         )
 
-    def event(self, training: TrainingSection, number: int, weight: float) -> UnboundedInfluence:
+    def event(self, study: Study, number: int, weight: float) -> UnboundedInfluence:
         """The exposure of one round."""
         return UnboundedInfluence(round=number, weight=weight)

@@ -19,6 +19,8 @@ from scipy.special import log_ndtr
 SMALLEST_MULTIPLIER = 1e-3
 # dp_accounting's searches stop within 1e-12 (absolute) on either side; results are moved by more than that.
 _SEARCH_SLACK = 1e-11
+# Larger than what `_SEARCH_SLACK` adds to ε, so that a calibrated ν keeps its target when it is accounted.
+_CALIBRATION_SLACK = 1e-8
 
 
 def gaussian_delta(epsilon: ArrayLike, noise_multiplier: float) -> NDArray[np.float64]:
@@ -48,8 +50,7 @@ def gaussian_noise_multiplier(epsilon: float, delta: float) -> float:
     """The smallest ν in replace units, rounded up, for which one release is (ε, δ)-DP; `ValueError` if none is."""
     if not (epsilon > 0 and 0 < delta < 1):
         raise ValueError(f"calibration needs epsilon > 0 and 0 < delta < 1, got {epsilon!r} and {delta!r}")
-    sigma = float(get_sigma_gaussian(epsilon, delta)) * (1 + _SEARCH_SLACK) + _SEARCH_SLACK
-    return max(sigma, SMALLEST_MULTIPLIER)
+    return max(float(get_sigma_gaussian(epsilon, delta)) * (1 + _CALIBRATION_SLACK), SMALLEST_MULTIPLIER)
 
 
 def composed_noise_multiplier(multipliers: Iterable[tuple[float, int]]) -> float:

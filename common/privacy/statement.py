@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.privacy.events import BoundedInfluence, Event
+from common.privacy.accountant import Adversary, account
+from common.privacy.events import BoundedInfluence, Event, GaussianUpdate, UnboundedInfluence
 from common.privacy.update import influence
 from common.study import Protocol
 
 SCHEMA_VERSION = 1
 INFINITE = "infinity"
-ADVERSARIES: Mapping[str, str] = {
+ADVERSARIES: Mapping[Adversary, str] = {
     "public": "sees the released files and nothing else",
     "member": "another hospital: sees in addition every global decoder",
     "coordinator": "sees in addition every message a site sends",
@@ -28,7 +30,7 @@ def privacy_statement(
 ) -> dict[str, Any]:
     """The document behind privacy.json: one entry a site and adversary.
 
-    `events` are the spends of each site. Neither mode of this version adds noise, so every ε is infinite: T2 bounds how
+    `events` are the spends of each site, composed by the accountant. Without noise every ε is infinite: T2 bounds how
     far a site can move the global decoder, which is sensitivity and not differential privacy.
     """
     study = protocol.study
@@ -38,10 +40,9 @@ def privacy_statement(
             "patients": patients[site],
             "adversary": adversary,
             "adversary_sees": sees,
-            "epsilon": INFINITE,
             "delta": study.privacy.delta,
             "conditional": False,
-            "basis": _basis(spent),
+            **_guarantee(spent, study.privacy.delta, adversary),
             "exposure": _exposure(spent),
         }
         for site, spent in sorted(events.items())
@@ -70,6 +71,34 @@ def seed_text(seed: int | None) -> str:
     return "none" if seed is None else str(seed)
 
 
+def largest_epsilon(statement: Mapping[str, Any]) -> float | str:
+    """The largest ε over sites and adversaries; "infinity" if there is one."""
+    values = [entry["epsilon"] for entry in statement["entries"]]
+    return INFINITE if INFINITE in values else max(values)
+
+
+def epsilon_in_words(statement: Mapping[str, Any]) -> str:
+    """What the first page says about ε: never without unit, δ, relation and adversary, "as if" for a seeded run."""
+    value = largest_epsilon(statement)
+    delta = statement["entries"][0]["delta"]
+    if value == INFINITE:
+        return "ε is infinite, for one patient, against every adversary: the updates carry no noise."
+    as_if = " as if, because the random numbers come from a seed" if "seed" in statement["randomness"].split() else ""
+    return (
+        f"ε = {value:.3g} at δ = {delta:g}{as_if}: for one patient of any one site, replace-one, against public, member"
+        " and coordinator alike."
+    )
+
+
+def _guarantee(events: Sequence[Event], delta: float, adversary: Adversary) -> dict[str, Any]:
+    """ε, accountant and basis. A site that sent nothing is given no number: its ε is stated as infinite."""
+    if not events or any(isinstance(event, BoundedInfluence | UnboundedInfluence) for event in events):
+        return {"epsilon": INFINITE, "accountant": "none", "basis": _basis(events)}
+    found = account(events, delta, adversary=adversary)
+    epsilon = found.epsilon if math.isfinite(found.epsilon) else INFINITE
+    return {"epsilon": epsilon, "accountant": found.accountant, "basis": "; ".join(found.basis)}
+
+
 def _basis(events: Sequence[Event]) -> str:
     if not events:
         return "the site joined and sent no update"
@@ -86,7 +115,7 @@ def _exposure(events: Sequence[Event]) -> dict[str, Any]:
     """What the site sent, in declared constants: rounds, radius, weight, and T2's bound for one round."""
     if not events:
         return {"rounds": 0, "update_norm": 0.0, "weight": 0.0, "largest_move_of_decoder_per_round": 0.0}
-    bounded = [event for event in events if isinstance(event, BoundedInfluence)]
+    bounded = [event for event in events if isinstance(event, BoundedInfluence | GaussianUpdate)]
     if len(bounded) != len(events):
         return {"rounds": len(events), "update_norm": INFINITE, "largest_move_of_decoder_per_round": INFINITE}
     return {
@@ -94,4 +123,7 @@ def _exposure(events: Sequence[Event]) -> dict[str, Any]:
         "update_norm": max(event.update_norm for event in bounded),
         "weight": max(event.weight for event in bounded),
         "largest_move_of_decoder_per_round": max(influence(event.weight, event.update_norm) for event in bounded),
+        "noise_multiplier": min(
+            event.noise_multiplier if isinstance(event, GaussianUpdate) else 0.0 for event in bounded
+        ),
     }

@@ -7,6 +7,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from client.state import SiteState, load_state, save_state
 from client.trainers import MODES, RoundInputs, RoundResult
@@ -14,7 +15,7 @@ from client.trainers.base import NonFiniteLossError
 from client.trainers.local import ADAM_BETAS, learning_rate, train_locally
 from common.encoding import TableEncoding
 from common.model.vae import Decoder, Encoder, negative_elbo
-from common.privacy.events import BoundedInfluence, UnboundedInfluence
+from common.privacy.events import BoundedInfluence, GaussianUpdate, UnboundedInfluence
 from common.privacy.update import update_norm
 from common.schema import Schema, parse_schema
 from common.study import Mode, Study
@@ -269,9 +270,36 @@ def test_the_reference_mode_is_really_unconstrained() -> None:
 
 
 def test_events_are_functions_of_declared_constants() -> None:
-    training = STUDY.training
-    assert MODES["constrained"].event(training, 3, 0.25) == BoundedInfluence(3, RADIUS, 0.25)
-    assert MODES["none"].event(training, 3, 0.25) == UnboundedInfluence(3, 0.25)
+    assert MODES["constrained"].event(STUDY, 3, 0.25) == BoundedInfluence(3, RADIUS, 0.25)
+    assert MODES["constrained"].event(noisy_study(2.0), 3, 0.25) == GaussianUpdate(3, RADIUS, 2.0, 0.25)
+    assert MODES["none"].event(STUDY, 3, 0.25) == UnboundedInfluence(3, 0.25)
+
+
+def noisy_study(noise: float, **study: Any) -> Study:
+    document = STUDY.document()
+    document["privacy"]["update_noise"] = noise
+    document["study"] |= study
+    return Study.model_validate(document)
+
+
+@pytest.mark.parametrize("seed", [None, 5])
+def test_update_noise_is_added_after_the_projection(seed: int | None) -> None:
+    # The same training seed without noise gives the projected update, so the difference is the noise alone.
+    quiet = run(round_inputs(STUDY)).update
+    noisy = run(round_inputs(noisy_study(3.0, seed=seed))).update
+    noise = torch.cat([(noisy[name] - quiet[name]).flatten() for name in quiet]).double() / (3.0 * RADIUS)
+    count = noise.numel()
+    assert abs(float(noise.mean())) < 5 / math.sqrt(count)
+    assert abs(float(noise.square().mean()) - 1) < 5 * math.sqrt(2 / count)
+    assert stats.kstest(noise.numpy(), "norm").pvalue > 1e-6
+
+
+def test_noise_is_fresh_from_the_system_and_repeatable_from_a_seed() -> None:
+    def update(**study: Any) -> torch.Tensor:
+        return run(round_inputs(noisy_study(3.0, **study))).update["head.base"]
+
+    assert not torch.equal(update(), update())
+    assert torch.equal(update(seed=5), update(seed=5))
 
 
 @pytest.mark.parametrize("mode", ["constrained", "none"])

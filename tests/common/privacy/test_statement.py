@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from common.privacy.events import BoundedInfluence, Event, UnboundedInfluence
-from common.privacy.statement import ADVERSARIES, ASSUMPTIONS, privacy_statement
+from common.privacy.events import BoundedInfluence, Event, GaussianUpdate, UnboundedInfluence
+from common.privacy.statement import ADVERSARIES, ASSUMPTIONS, epsilon_in_words, largest_epsilon, privacy_statement
 from common.schema import parse_schema
 from common.study import Protocol, Study
 
@@ -74,6 +74,7 @@ def test_exposure_of_bounded_sites_is_the_worst_round_in_declared_constants() ->
         "update_norm": 0.5,
         "weight": 0.3,
         "largest_move_of_decoder_per_round": pytest.approx(2 * 0.3 * 0.5),
+        "noise_multiplier": 0.0,
     }
     assert "T2" in entry_of("south")["basis"] and "no finite epsilon" in entry_of("south")["basis"]
 
@@ -83,6 +84,23 @@ def test_without_a_bound_in_every_round_none_is_claimed(site: str, rounds: int) 
     exposure = entry_of(site)["exposure"]
     assert exposure["rounds"] == rounds and exposure["largest_move_of_decoder_per_round"] == "infinity"
     assert "T2" not in entry_of(site)["basis"]
+
+
+def test_noised_updates_have_a_finite_epsilon_from_the_accountant() -> None:
+    events = {
+        "south": [GaussianUpdate(r, 1.0, 6.3, 0.5) for r in range(1, 41)],
+        "north": [GaussianUpdate(1, 1.0, 6.3, 0.5)],
+    }
+    study = {"study": {"name": "trial", "schema": "s.json"}, "privacy": {"delta": 1e-5}}
+    protocol = Protocol(Study.model_validate(study), SCHEMA)
+    found = privacy_statement(protocol, events, {"south": 100, "north": 100})
+    epsilons = {entry["site"]: entry["epsilon"] for entry in found["entries"]}
+    # ν = z/2 composed over 40 rounds: z = 6.3 is ε = 10 in privacy.md, section 3.
+    assert epsilons["south"] == pytest.approx(10.0, rel=0.012) and epsilons["north"] < epsilons["south"]
+    assert largest_epsilon(found) == epsilons["south"]
+    words = epsilon_in_words(found)
+    assert all(part in words for part in ("one patient", "1e-05", "replace-one", "public")) and "as if" not in words
+    assert "as if" in epsilon_in_words(found | {"randomness": "fixed seed 1: a simulation"})
 
 
 def test_a_site_that_sent_nothing_is_said_to_have_sent_nothing() -> None:

@@ -89,7 +89,7 @@ class PrivacySection(Section):
         default=0.0,
         ge=0,
         allow_inf_nan=False,
-        description="z of the constrained mode: every update carries N(0, (z C)^2 I); 0 is none, and epsilon infinite",
+        description="noise multiplier z of the constrained mode: updates carry N(0, (z C)^2 I); 0: none, epsilon infinite",
     )
     accept_useless_noise: bool = Field(
         default=False,
@@ -104,7 +104,6 @@ class ReleaseSection(Section):
     rows: int = Field(default=10_000, strict=True, ge=1, description="number of synthetic rows")
     method: Literal["prior"] = Field(default="prior", description='"prior": the coordinator samples the latent prior')
     min_patients_per_site: Count = Field(default=1, description="a site with fewer patients is left out by name")
-    min_cell_count: Count = Field(default=11, description="floor for any count about patients that is released")
 
 
 class Study(Section):

@@ -38,6 +38,7 @@ from common.messages import (
 )
 from common.model.vae import Decoder
 from common.privacy.ledger import Ledger
+from common.privacy.ledger_keys import SignedHead
 from common.study import Protocol
 from common.table import OutOfBounds, read_table
 
@@ -95,9 +96,13 @@ class Site:
             patients = len(_load_data(self.config, protocol))
             self._check_patients(protocol, patients)
             folder = self._folder(protocol.digest)
+            with self._ledger() as ledger:
+                ledger.require_key()  # a site that could not spend must not join
+                head = ledger.head()
             write_atomic(folder / "protocol.json", json.dumps(protocol.to_json(), indent=1))
             self._log("joined", study=protocol.digest, patients=patients)
-            return JoinReply(Status.OK, self.name, protocol.digest, patients)
+            signed = (head.length, head.head, head.signature, head.key)
+            return JoinReply(Status.OK, self.name, protocol.digest, patients, *signed)
         except Exception as error:
             return JoinReply(self._explain(error), self.name)
 
@@ -111,14 +116,19 @@ class Site:
             if number > study.protocol.study.training.rounds:
                 raise RefusedError(Status.WRONG_ROUND, "the study has fewer rounds than the one asked for")
             request = TrainRequest.from_record(record, study.shapes)
-            update = self._answer(study, request)
-            return TrainReply(Status.OK, self.name, digest, number, update)
+            update, head = self._answer(study, request)
+            signed = (head.length, head.head, head.signature)
+            return TrainReply(Status.OK, self.name, digest, number, update, *signed)
         except Exception as error:
             return TrainReply(self._explain(error, round=number), self.name, digest, number)
 
-    def _answer(self, study: Study, request: TrainRequest) -> Mapping[str, Tensor]:
-        """The update for this round: trained now, or the identical one if it was trained before."""
+    def _answer(self, study: Study, request: TrainRequest) -> tuple[Mapping[str, Tensor], SignedHead]:
+        """The update for this round: trained now, or the identical one if it was trained before.
+
+        With it the signed head of the ledger, which holds its spend.
+        """
         started = time.perf_counter()
+        self._keep_countersignature(request)
         base = arrays_digest(request.decoder)
         state = load_state(study.state_path, request.study)
         training = study.protocol.study.training
@@ -147,9 +157,20 @@ class Site:
             seconds = time.perf_counter() - started
             self._log("trained", round=request.round, seconds=round(seconds, 3), **dict(result.diagnostics))
         # The spend is on disk before the update exists anywhere outside this process.
-        with Ledger(self.config.site.state / "ledger.sqlite", self.name) as ledger:
+        with self._ledger() as ledger:
             ledger.record(request.study, event, arrays_digest(update))
-        return update
+            return update, ledger.head()
+
+    def _keep_countersignature(self, request: TrainRequest) -> None:
+        """Store what the coordinator has seen of this ledger; a ledger that holds less is used no further."""
+        if request.witness_key:
+            with self._ledger() as ledger:
+                ledger.countersigned(
+                    request.witness_key, request.witness_length, request.witness_head, request.witness_signature
+                )
+
+    def _ledger(self) -> Ledger:
+        return Ledger(self.config.site.state / "ledger.sqlite", self.name)
 
     def _accepted(self, digest: str) -> Study:
         """The study with this digest, if the site accepted it and its policy still allows it."""

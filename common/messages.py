@@ -21,6 +21,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
 from common.digest import sha256_of
+from common.privacy.ledger_keys import HEAD_HEX, KEY_HEX, SIGNATURE_HEX
 from common.study import SITE_NAME
 
 PROTOCOL_VERSION = 1
@@ -62,6 +63,10 @@ REPLY_FIELDS: dict[str, dict[str, Exposure]] = {
         "site": Exposure.PUBLIC,
         "study": Exposure.PUBLIC,
         "patients": Exposure.PUBLIC,
+        "ledger_length": Exposure.PUBLIC,
+        "ledger_head": Exposure.PUBLIC,
+        "ledger_signature": Exposure.PUBLIC,
+        "ledger_key": Exposure.PUBLIC,
     },
     TRAIN: {
         "version": Exposure.PUBLIC,
@@ -69,8 +74,18 @@ REPLY_FIELDS: dict[str, dict[str, Exposure]] = {
         "site": Exposure.PUBLIC,
         "study": Exposure.PUBLIC,
         "round": Exposure.PUBLIC,
+        "ledger_length": Exposure.PUBLIC,
+        "ledger_head": Exposure.PUBLIC,
+        "ledger_signature": Exposure.PUBLIC,
         "update": Exposure.ACCOUNTED,
     },
+}
+LEDGER_FIELDS: dict[str, type] = {"ledger_length": int, "ledger_head": str, "ledger_signature": str}
+WITNESS_FIELDS: dict[str, type] = {
+    "witness_length": int,
+    "witness_head": str,
+    "witness_signature": str,
+    "witness_key": str,
 }
 NEVER_SENT = (
     "patient rows",
@@ -115,22 +130,33 @@ class JoinRequest:
 
 @dataclass(frozen=True)
 class JoinReply:
-    """A site says who it is, which study it accepts (by digest) and how many patients it declares."""
+    """A site says who it is, which study it accepts (by digest) and how many patients it declares.
+
+    A site that joins also says where its ledger ends, signed, and with which key; otherwise these fields are empty.
+    """
 
     status: Status
     site: str
     study: str = ""
     patients: int = 0
+    ledger_length: int = 0
+    ledger_head: str = ""
+    ledger_signature: str = ""
+    ledger_key: str = ""
 
     def to_record(self) -> RecordDict:
         """As Flower records."""
-        return _reply_record(JOIN, self.status, {"site": self.site, "study": self.study, "patients": self.patients})
+        fields = {"site": self.site, "study": self.study, "patients": self.patients}
+        return _reply_record(JOIN, self.status, fields | _ledger_fields(self) | {"ledger_key": self.ledger_key})
 
     @classmethod
     def from_record(cls, record: RecordDict) -> JoinReply:
         """Read and check; `MessageError` if malformed."""
-        header = _header(record, {"version": int, "status": str, "site": str, "study": str, "patients": int})
-        reply = cls(_status(header), str(header["site"]), str(header["study"]), int(header["patients"]))
+        kinds = {"version": int, "status": str, "site": str, "study": str, "patients": int}
+        header = _header(record, kinds | LEDGER_FIELDS | {"ledger_key": str})
+        status = _status(header)
+        _check_ledger_fields(header, status)
+        reply = cls(status, **{name: header[name] for name in header if name not in ("version", "status")})
         if reply.site and not re.fullmatch(SITE_NAME, reply.site):
             raise MessageError("the site's name is not one")
         if reply.status is Status.OK and (not reply.site or reply.patients < 1):
@@ -140,16 +166,25 @@ class JoinReply:
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """One round: the certified global decoder, and the weight with which the site's update will enter the mean."""
+    """One round: the certified global decoder, and the weight with which the site's update will enter the mean.
+
+    `witness_length` and `witness_head` are the end of the site's ledger as the coordinator last saw it, with his
+    signature and key; empty if he keeps none.
+    """
 
     study: str
     round: int
     weight: float
     decoder: Mapping[str, Tensor]
+    witness_length: int = 0
+    witness_head: str = ""
+    witness_signature: str = ""
+    witness_key: str = ""
 
     def to_record(self) -> RecordDict:
         """As Flower records."""
         header = {"version": PROTOCOL_VERSION, "study": self.study, "round": self.round, "weight": self.weight}
+        header |= {name: getattr(self, name) for name in WITNESS_FIELDS}
         return RecordDict({HEADER: ConfigRecord(header), ARRAYS: arrays_to_record(self.decoder)})
 
     @classmethod
@@ -157,38 +192,51 @@ class TrainRequest:
         """Read and check against the shapes the study implies; `MessageError` if malformed."""
         header = read_train_header(record)
         decoder = arrays_from_record(record.array_records.get(ARRAYS), expected)
-        return cls(str(header["study"]), int(header["round"]), float(header["weight"]), decoder)
+        witness = {name: header[name] for name in WITNESS_FIELDS}
+        return cls(str(header["study"]), int(header["round"]), float(header["weight"]), decoder, **witness)
 
 
 @dataclass(frozen=True)
 class TrainReply:
-    """A site's projected decoder update, or the code that says why there is none."""
+    """A site's projected decoder update, or the code that says why there is none.
+
+    With an update goes the end of the ledger in which it was spent; otherwise the ledger's fields are empty.
+    """
 
     status: Status
     site: str
     study: str
     round: int
     update: Mapping[str, Tensor] | None = None
+    ledger_length: int = 0
+    ledger_head: str = ""
+    ledger_signature: str = ""
 
     def to_record(self) -> RecordDict:
         """As Flower records."""
         if self.update is not None and self.status is not Status.OK:
             raise MessageError("only a reply with status ok carries an update")
         fields: dict[str, Any] = {"site": self.site, "study": self.study, "round": self.round}
-        return _reply_record(TRAIN, self.status, fields, self.update)
+        return _reply_record(TRAIN, self.status, fields | _ledger_fields(self), self.update)
 
     @classmethod
     def from_record(cls, record: RecordDict, expected: Mapping[str, tuple[int, ...]]) -> TrainReply:
         """Read and check: fields, types, and for `Status.OK` names, shapes, dtype and finiteness of the update."""
-        header = _header(record, {"version": int, "status": str, "site": str, "study": str, "round": int})
+        kinds = {"version": int, "status": str, "site": str, "study": str, "round": int}
+        header = _header(record, kinds | LEDGER_FIELDS)
         status = _status(header)
+        _check_ledger_fields(header, status)
         update = arrays_from_record(record.array_records.get(ARRAYS), expected) if status is Status.OK else None
-        return cls(status, str(header["site"]), str(header["study"]), int(header["round"]), update)
+        ledger = {name: header[name] for name in LEDGER_FIELDS}
+        return cls(status, str(header["site"]), str(header["study"]), int(header["round"]), update, **ledger)
 
 
 def read_train_header(record: RecordDict) -> dict[str, Any]:
-    """Study, round and weight of a training request, checked without touching its arrays."""
-    header = _header(record, {"version": int, "study": str, "round": int, "weight": float})
+    """Study, round, weight and countersignature of a training request, checked without touching its arrays."""
+    header = _header(record, {"version": int, "study": str, "round": int, "weight": float} | WITNESS_FIELDS)
+    signed = [header[name] for name in WITNESS_FIELDS]
+    if signed != [0, "", "", ""] and not _is_signed_head(*signed):
+        raise MessageError("the countersignature of the ledger's head is malformed")
     if int(header["round"]) < 1 or not 0.0 < float(header["weight"]) <= 1.0:
         raise MessageError("the round must be at least 1 and the weight in (0, 1]")
     return header
@@ -247,6 +295,29 @@ def _reply_record(
     if update is not None:
         records[ARRAYS] = arrays_to_record(update)
     return RecordDict(records)  # type: ignore[arg-type]
+
+
+def _ledger_fields(reply: JoinReply | TrainReply) -> dict[str, Any]:
+    return {name: getattr(reply, name) for name in LEDGER_FIELDS}
+
+
+def _check_ledger_fields(header: Mapping[str, Any], status: Status) -> None:
+    """A reply that is ok says where the site's ledger ends; one that is not says nothing about it."""
+    fields = [header[name] for name in LEDGER_FIELDS] + ([header["ledger_key"]] if "ledger_key" in header else [])
+    if status is Status.OK and not _is_signed_head(*fields):
+        raise MessageError("the signed head of the site's ledger is missing or malformed")
+    if status is not Status.OK and any(fields):
+        raise MessageError("a reply without result carries the head of a ledger")
+
+
+def _is_signed_head(length: int, head: str, signature: str, key: str | None = None) -> bool:
+    """Whether these have the form of a signed head; who signed it is for the reader to check."""
+    return (
+        0 <= length < 1 << 63
+        and re.fullmatch(HEAD_HEX, head) is not None
+        and re.fullmatch(SIGNATURE_HEX, signature) is not None
+        and (key is None or re.fullmatch(KEY_HEX, key) is not None)
+    )
 
 
 def _header(record: RecordDict, fields: Mapping[str, type]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import os
 import time
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ArrayRecord, Context, Message
 from flwr.serverapp import Grid, ServerApp
 
@@ -17,10 +18,12 @@ from common.files import append_line, write_atomic
 from common.generation import sample_prior
 from common.messages import JOIN, JoinReply, JoinRequest, MessageError, Status
 from common.model.vae import Decoder
+from common.privacy.ledger_keys import SignedHead
 from server.checkpoint import build_decoder, save_checkpoint
 from server.cohort import write_cohort
 from server.run import RUN_VARIABLE, RunFiles, RunSettings
 from server.strategy import LipschitzFedAvg, Member, RoundReport
+from server.witness import Witness
 
 app = ServerApp()
 POLL_SECONDS = 0.2
@@ -32,7 +35,8 @@ def main(grid: Grid, context: Context) -> None:
     settings = RunSettings.load(Path(str(context.run_config.get("cohortium-run") or os.environ[RUN_VARIABLE])))
     files = RunFiles(settings.out)
     try:
-        run_study(grid, settings, files)
+        # The coordinator of a simulation has no identity: his key lives as long as the run.
+        run_study(grid, settings, files, Ed25519PrivateKey.generate())
     except CohortiumError as error:
         failure = {"exit_code": int(error.exit_code), "message": error.message, "fix": error.fix}
         with contextlib.suppress(CohortiumError):  # on a full disk the launching command finds that out by itself
@@ -40,12 +44,13 @@ def main(grid: Grid, context: Context) -> None:
         raise
 
 
-def run_study(grid: Grid, settings: RunSettings, files: RunFiles) -> None:
-    """The whole study, in the order of the steps."""
+def run_study(grid: Grid, settings: RunSettings, files: RunFiles, key: Ed25519PrivateKey) -> None:
+    """The whole study, in the order of the steps; `key` is the coordinator's and countersigns the sites' ledgers."""
     protocol = settings.protocol
     seed = protocol.study.study.seed
     decoder = build_decoder(protocol, seed)
-    members = gather_sites(grid, settings, files)
+    witness = Witness(files.ledger_heads, key)
+    members = gather_sites(grid, settings, files, witness)
 
     def observe(report: RoundReport, current: Decoder) -> None:
         # The checkpoint first: a line in rounds.jsonl promises that its decoder is on disk.
@@ -54,7 +59,7 @@ def run_study(grid: Grid, settings: RunSettings, files: RunFiles) -> None:
         seconds = report.server_seconds + time.perf_counter() - started
         append_line(files.rounds, json.dumps(report.to_json() | {"server_seconds": round(seconds, 4)}))
 
-    strategy = LipschitzFedAvg(protocol=protocol, decoder=decoder, members=members, observer=observe)
+    strategy = LipschitzFedAvg(protocol=protocol, decoder=decoder, members=members, observer=observe, witness=witness)
     training = protocol.study.training
     strategy.start(
         grid,
@@ -66,8 +71,11 @@ def run_study(grid: Grid, settings: RunSettings, files: RunFiles) -> None:
     write_cohort(tables, protocol.schema, files.cohort_csv, files.cohort_parquet)
 
 
-def gather_sites(grid: Grid, settings: RunSettings, files: RunFiles) -> tuple[Member, ...]:
-    """Wait for the sites (bounded), present the protocol, and fix the weights of those that accept."""
+def gather_sites(grid: Grid, settings: RunSettings, files: RunFiles, witness: Witness) -> tuple[Member, ...]:
+    """Wait for the sites (bounded), present the protocol, and fix the weights of those that accept.
+
+    `witness` takes down where the ledger of each begins.
+    """
     protocol = settings.protocol
     training = protocol.study.training
     deadline = time.monotonic() + training.join_timeout
@@ -97,6 +105,8 @@ def gather_sites(grid: Grid, settings: RunSettings, files: RunFiles) -> tuple[Me
                 raise MessageError("accepted another study")
             if reply.site in members:
                 raise MessageError("another node has joined under this name already")
+            signed = (reply.ledger_length, reply.ledger_head, reply.ledger_signature, reply.ledger_key)
+            witness.joined(SignedHead(reply.site, *signed))
             members[reply.site] = Member(node, reply.site, reply.patients)
         except MessageError as error:
             refused[label] = str(error)
@@ -106,6 +116,7 @@ def gather_sites(grid: Grid, settings: RunSettings, files: RunFiles) -> tuple[Me
         "joined": {name: {"patients": m.patients, "weight": m.patients / total} for name, m in sorted(members.items())},
         "not_joined": dict(sorted(refused.items())),
     }
+    witness.save()
     write_atomic(files.sites, json.dumps(document, indent=1))
     if len(members) < training.min_sites:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(refused.items())) or "nobody answered"

@@ -151,6 +151,7 @@ PURPOSES = {
     "manifest.dsse.json": "signed SHA-256 of every released file",
     SIMULATION_KEY: "public key of the manifest",
     "decoder.safetensors": "the global decoder (not part of the release)",
+    "ledger-heads.json": "how far the coordinator has seen every site's ledger (not part of the release)",
     "ledgers": "the sites' ledgers (not part of the release)",
     "site-logs": "the sites' own logs (not part of the release)",
     "runtime.log": "what Flower and Ray printed",

@@ -115,6 +115,11 @@ class RunFiles:
         return self.out / "manifest.dsse.json"
 
     @property
+    def ledger_heads(self) -> Path:
+        """The last head of every site's ledger that the coordinator has seen."""
+        return self.out / "ledger-heads.json"
+
+    @property
     def ledgers(self) -> Path:
         """The sites' ledgers, in a simulation."""
         return self.out / "ledgers"

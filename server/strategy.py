@@ -1,7 +1,7 @@
 """LipschitzFedAvg: federated averaging of norm-projected decoder updates under a certified Lipschitz bound.
 
-A round: certify and send the global decoder; drop by name every reply that is not what the protocol says; add the
-weighted updates; project every layer onto its spectral ball; certify; hand the round to the observer (checkpoint and
+A round: certify and send the global decoder; drop by name every reply that is not what the protocol says, or whose
+ledger does not extend the one the coordinator has seen; add the weighted updates; project every layer onto its spectral ball; certify; hand the round to the observer (checkpoint and
 `rounds.jsonl`). Weights are fixed before round 1 from declared patient numbers and are not renormalised when a site is
 missing, so that no site's influence ever exceeds 2 w_k C (privacy.md, T1 and T2).
 """
@@ -19,11 +19,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from common.errors import FederationError
-from common.messages import TRAIN, MessageError, Status, TrainReply, TrainRequest, arrays_to_record
+from common.messages import TRAIN, MessageError, Status, TrainReply, TrainRequest, arrays_digest, arrays_to_record
 from common.model.vae import Decoder
 from common.privacy.update import NORM_TOLERANCE, update_norm
 from common.privacy.update_noise import largest_noisy_norm, require_useful_noise
 from common.study import Protocol
+from server.witness import Witness
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,16 @@ Observer = Callable[[RoundReport, Decoder], None]
 
 @dataclass
 class LipschitzFedAvg(Strategy):
-    """Weighted mean of validated updates, then P_s on every layer. `decoder` is global and changed in place."""
+    """Weighted mean of validated updates, then P_s on every layer. `decoder` is global and changed in place.
+
+    `witness` must know the ledger of every member.
+    """
 
     protocol: Protocol
     decoder: Decoder
     members: tuple[Member, ...]
     observer: Observer
+    witness: Witness
     _started: float = field(default=0.0, init=False)
     _preparation: float = field(default=0.0, init=False)
 
@@ -104,7 +109,9 @@ class LipschitzFedAvg(Strategy):
         decoder = self.decoder.arrays()
         self._preparation = time.perf_counter() - self._started
         for member in self.members:
-            request = TrainRequest(self.protocol.digest, server_round, self.weights[member.site], decoder)
+            weight, seen = self.weights[member.site], self.witness.countersigned(member.site)
+            signed = (seen.length, seen.head, seen.signature, seen.key)
+            request = TrainRequest(self.protocol.digest, server_round, weight, decoder, *signed)
             yield Message(content=request.to_record(), message_type=TRAIN, dst_node_id=member.node_id)
 
     def aggregate_train(
@@ -167,6 +174,7 @@ class LipschitzFedAvg(Strategy):
         for site in nodes.values():
             if site not in updates and site not in dropped:
                 dropped[site] = "no reply before the deadline"
+        self.witness.save()
         return updates, dropped
 
     def _validated(self, site: str, server_round: int, message: Message) -> Mapping[str, torch.Tensor]:
@@ -181,6 +189,14 @@ class LipschitzFedAvg(Strategy):
             raise MessageError(f"answers round {reply.round}")
         if reply.site != site:
             raise MessageError("answers under another site's name")
+        # Before the update is looked at: a head once shown stays shown, whatever becomes of the update.
+        self.witness.spent(
+            site,
+            (reply.ledger_length, reply.ledger_head, reply.ledger_signature),
+            reply.study,
+            reply.round,
+            arrays_digest(reply.update),
+        )
         study = self.protocol.study
         radius = largest_noisy_norm(study.training.update_norm, study.privacy.update_noise, self.parameters)
         if self.constrained and update_norm(reply.update) > radius * (1.0 + NORM_TOLERANCE):

@@ -89,7 +89,7 @@ class PrivacySection(Section):
         default=0.0,
         ge=0,
         allow_inf_nan=False,
-        description="z of the constrained mode; updates carry N(0, (z C)^2 I); 0: none, epsilon infinite",
+        description="noise multiplier z: constrained updates carry N(0, (z C)^2 I); 0: none, epsilon infinite",
     )
     accept_useless_noise: bool = Field(
         default=False,

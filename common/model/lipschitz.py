@@ -17,6 +17,8 @@ from torch import Tensor, nn
 CERTIFICATE_SLACK = 1.0 + 1e-6
 # The fast float32 projection aims this far inside the ball: an order of magnitude above the error of its eigenvalues.
 FAST_MARGIN = 2e-5
+# A step that left the ball is cut this far inside it: 3 to 14 times fewer decompositions, the same loss (tests/bench).
+RETREAT = 0.01
 # Beyond this σ²/bound² the errors of float32 eigenvalues, which are relative to the largest one, would reach the bound.
 FAST_REACH = 16.0
 
@@ -74,14 +76,16 @@ def project_spectral(weight: Tensor, bound: float) -> Tensor:
 
 
 @torch.no_grad()
-def project_spectral_(weight: Tensor, bound: float) -> None:
-    """Project `weight` (out, in) in place onto ‖·‖₂ ≤ bound, fast: the version for every optimiser step.
+def project_spectral_(weight: Tensor, bound: float, retreat: float = 0.0) -> None:
+    """Bring `weight` (out, in) in place into ‖·‖₂ ≤ bound, fast: the version for every optimiser step.
 
     In units of b = bound (1 - 2e-5), with G = WᵀW (or WWᵀ, whichever is smaller): a Cholesky factor of I - G exists
     only if all singular values are below b, so its success proves that nothing is to be done. Otherwise
-    W (I - V diag(1 - 1/σ)₊ Vᵀ) with the eigenvectors V of G is U min(Σ, 1) Vᵀ. A matrix so far outside that float32
-    would lose the small eigenvalues goes through `project_spectral`; so does what leaves a site or the server, and the
-    float64 certificate: nothing relies on this function's float32 arithmetic.
+    W (I - V diag(1 - t/σ)₊ Vᵀ) with the eigenvectors V of G is U min(Σ, t) Vᵀ, t = 1 - retreat: the nearest matrix for
+    retreat = 0, and for a small positive one a point slightly inside, from which the next steps seldom leave the ball,
+    so that most of them cost a Cholesky factor and no eigenvectors. A matrix so far outside that float32 would lose the
+    small eigenvalues goes through `project_spectral`; so does what leaves a site or the server, and the float64
+    certificate: nothing relies on this function's float32 arithmetic.
     """
     inner = bound * (1.0 - FAST_MARGIN)
     scaled = weight / inner
@@ -95,7 +99,8 @@ def project_spectral_(weight: Tensor, bound: float) -> None:
         weight.copy_(project_spectral(weight, bound))
         return
     eigenvalues, vectors = spectrum
-    shrink = 1.0 - eigenvalues.clamp_min(1.0).rsqrt()
+    target = 1.0 - retreat
+    shrink = 1.0 - target * eigenvalues.clamp_min(target * target).rsqrt()
     excess = shrink > 0
     vectors, shrink = vectors[:, excess], shrink[excess]
     if tall:
@@ -164,7 +169,7 @@ class LipschitzMLP(nn.Module):
             if exact:
                 layer.weight.copy_(project_spectral(layer.weight, bound))
             else:
-                project_spectral_(layer.weight, bound)
+                project_spectral_(layer.weight, bound, RETREAT)
 
     def certificate(self) -> float:
         """Upper bound of the network's Lipschitz constant, computed from its weights in float64."""

@@ -216,6 +216,26 @@ def test_fast_projection_of_random_matrices(
 
 
 @settings(max_examples=40, deadline=None)
+@given(SEEDS, st.integers(2, 30), st.integers(2, 30), st.floats(0.5, 3.0), st.floats(0.001, 0.1))
+@settings(deadline=None)
+def test_a_retreating_projection_cuts_inside_the_ball_and_leaves_the_inside_alone(
+    seed: int, rows: int, columns: int, bound: float, retreat: float
+) -> None:
+    generator = rng_of(seed)
+    inside = in_ball(rows, columns, 0.999 * bound, generator).float()
+    untouched = inside.clone()
+    project_spectral_(untouched, bound, retreat)
+    assert torch.equal(untouched, inside)
+
+    outside = torch.randn(rows, columns, generator=generator)
+    outside *= 1.5 * bound / norm_of(outside)
+    cut = outside.clone()
+    project_spectral_(cut, bound, retreat)
+    expected = nearest(outside, bound * (1 - retreat))
+    assert norm_of(cut) <= bound * (1 - retreat) * (1 + 1e-4)
+    assert np.abs(cut.numpy() - expected).max() <= 1e-3 * bound
+
+
 @given(SEEDS, st.integers(1, 6), st.lists(st.floats(0, 1), min_size=1, max_size=6), st.sampled_from([0.5, 1.0, 4.0]))
 def test_t1_weighted_means_of_admissible_networks_are_admissible(
     seed: int, depth: int, raw: list[float], bound: float

@@ -215,7 +215,6 @@ def test_fast_projection_of_random_matrices(
         assert torch.equal(fast, matrix), "inside the ball nothing is touched"
 
 
-@settings(max_examples=40, deadline=None)
 @given(SEEDS, st.integers(2, 30), st.integers(2, 30), st.floats(0.5, 3.0), st.floats(0.001, 0.1))
 @settings(deadline=None)
 def test_a_retreating_projection_cuts_inside_the_ball_and_leaves_the_inside_alone(
@@ -236,6 +235,7 @@ def test_a_retreating_projection_cuts_inside_the_ball_and_leaves_the_inside_alon
     assert np.abs(cut.numpy() - expected).max() <= 1e-3 * bound
 
 
+@settings(max_examples=40, deadline=None)
 @given(SEEDS, st.integers(1, 6), st.lists(st.floats(0, 1), min_size=1, max_size=6), st.sampled_from([0.5, 1.0, 4.0]))
 def test_t1_weighted_means_of_admissible_networks_are_admissible(
     seed: int, depth: int, raw: list[float], bound: float

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from client.ledger_commands import app as ledger_app
 from common.console import results, run_cli, show_version, write_json
 from common.errors import DataError, ExitCode
 
@@ -16,6 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(ledger_app, name="ledger")
 
 
 @app.callback()

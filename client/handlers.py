@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import secrets
 import time
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from client.budget import Budget
 from client.site import SiteConfig
 from client.state import SiteState, StateError, load_state, save_state
 from client.trainers import MODES, RoundInputs
@@ -37,6 +39,7 @@ from common.messages import (
     read_train_header,
 )
 from common.model.vae import Decoder
+from common.privacy.accountant import BudgetError, check_delta
 from common.privacy.ledger import Ledger
 from common.privacy.ledger_keys import SignedHead
 from common.study import Protocol
@@ -44,6 +47,7 @@ from common.table import OutOfBounds, read_table
 
 CODES: tuple[tuple[type[Exception], Status], ...] = (
     (MessageError, Status.BAD_REQUEST),
+    (BudgetError, Status.REFUSED_BY_POLICY),
     (NonFiniteLossError, Status.NON_FINITE_LOSS),
     (DataError, Status.DATA_UNUSABLE),
     (StudyError, Status.BAD_REQUEST),
@@ -95,12 +99,17 @@ class Site:
                 raise RefusedError(Status.REFUSED_BY_POLICY, "; ".join(objections))
             patients = len(_load_data(self.config, protocol))
             self._check_patients(protocol, patients)
+            warning = self._check_delta(protocol, patients)
             folder = self._folder(protocol.digest)
             with self._ledger() as ledger:
                 ledger.require_key()  # a site that could not spend must not join
                 head = ledger.head()
+                whole = Budget.of(protocol, self.config.policy).approve(ledger.entries())
             write_atomic(folder / "protocol.json", json.dumps(protocol.to_json(), indent=1))
-            self._log("joined", study=protocol.digest, patients=patients)
+            if warning is not None:
+                self._log("warning", study=protocol.digest, reason=warning)
+            epsilon = whole.epsilon if math.isfinite(whole.epsilon) else "infinity"
+            self._log("joined", study=protocol.digest, patients=patients, epsilon=epsilon, delta=whole.delta)
             signed = (head.length, head.head, head.signature, head.key)
             return JoinReply(Status.OK, self.name, protocol.digest, patients, *signed)
         except Exception as error:
@@ -134,6 +143,11 @@ class Site:
         training = study.protocol.study.training
         trainer = MODES[training.mode]
         event = trainer.event(study.protocol.study, request.round, request.weight)
+        budget = Budget.of(study.protocol, self.config.policy)
+        approve = budget.approve if budget.limited else None
+        if approve is not None:
+            with self._ledger() as ledger:
+                approve(ledger.entries())  # now, so that nothing is trained in vain; again when it is spent
         if request.round == state.round and base == state.base:
             update = state.reply
         elif request.round <= state.round:
@@ -158,7 +172,7 @@ class Site:
             self._log("trained", round=request.round, seconds=round(seconds, 3), **dict(result.diagnostics))
         # The spend is on disk before the update exists anywhere outside this process.
         with self._ledger() as ledger:
-            ledger.record(request.study, event, arrays_digest(update))
+            ledger.record(request.study, event, arrays_digest(update), approve)
             return update, ledger.head()
 
     def _keep_countersignature(self, request: TrainRequest) -> None:
@@ -194,6 +208,13 @@ class Site:
             raise RefusedError(
                 Status.DATA_UNUSABLE, f"the study declares {declared} patients for this site, the file has {patients}"
             )
+
+    def _check_delta(self, protocol: Protocol, patients: int) -> str | None:
+        """A warning if the study's δ is large for this many patients; a refusal if it is too large."""
+        try:
+            return check_delta(protocol.study.privacy.delta, patients, self.name)
+        except StudyError as error:
+            raise RefusedError(Status.REFUSED_BY_POLICY, error.message) from None
 
     def _seed(self, protocol: Protocol, number: int) -> int:
         """A seed from the operating system's CSPRNG; in a seeded simulation a hash of seed, site and round."""

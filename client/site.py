@@ -33,6 +33,10 @@ class PolicySection(Section):
     max_update_norm: Annotated[float, Field(gt=0)] = Field(
         default=10.0, description="largest update radius C a study may ask for"
     )
+    max_epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] | None = Field(
+        default=None,
+        description="refuse a study with which all studies of this site together would exceed this epsilon",
+    )
     simulation: bool = Field(
         default=False, description="allow seeded randomness and the non-private mode; only where no patient is real"
     )

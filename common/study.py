@@ -96,6 +96,10 @@ class PrivacySection(Section):
         description="run with an update_noise that is refused because it protects or preserves too little",
     )
     delta: float = Field(default=1e-5, gt=0, lt=1, description="delta of every (epsilon, delta) statement")
+    max_epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] | None = Field(
+        default=None,
+        description="a site refuses the study if its total, all its studies together, would exceed this; default: none",
+    )
 
 
 class ReleaseSection(Section):

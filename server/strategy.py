@@ -1,9 +1,10 @@
 """LipschitzFedAvg: federated averaging of norm-projected decoder updates under a certified Lipschitz bound.
 
 A round: certify and send the global decoder; drop by name every reply that is not what the protocol says, or whose
-ledger does not extend the one the coordinator has seen; add the weighted updates; project every layer onto its spectral ball; certify; hand the round to the observer (checkpoint and
-`rounds.jsonl`). Weights are fixed before round 1 from declared patient numbers and are not renormalised when a site is
-missing, so that no site's influence ever exceeds 2 w_k C (privacy.md, T1 and T2).
+ledger does not extend the one the coordinator has seen; add the weighted updates; project every layer onto its spectral
+ball; certify; hand the round to the observer (checkpoint and `rounds.jsonl`). Weights are fixed before round 1 from
+declared patient numbers and are not renormalised when a site is missing, so that no site's influence ever exceeds
+2 w_k C (privacy.md, T1 and T2).
 """
 
 from __future__ import annotations

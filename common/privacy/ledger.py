@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -107,12 +107,15 @@ class Ledger:
         except (KeyError, ValueError):
             raise LedgerError(f"{self.path}: the signed head was edited or removed", fix=RESTORE) from None
 
-    def record(self, study: str, event: Event, payload_digest: str) -> Entry:
+    def record(
+        self, study: str, event: Event, payload_digest: str, approve: Callable[[Sequence[Entry]], object] | None = None
+    ) -> Entry:
         """Append a spend, sign the new head, and return once both are on disk.
 
         Recording the same study, round and payload again returns the entry that exists: a resend is not a new spend.
         Another payload for a round already spent is a `LedgerError`; so is any failure to write, and an end that is
-        not the one last signed, since signing on top of it would make an edit good.
+        not the one last signed, since signing on top of it would make an edit good. `approve` is shown all entries
+        before a new one is written, while no other process can write; what it raises leaves the ledger as it was.
         """
         with self._guarded(), self._transaction("IMMEDIATE"):
             row = self._database.execute(
@@ -126,6 +129,8 @@ class Ledger:
                         fix="a round is answered once; start a new study for fresh rounds",
                     )
                 return entry
+            if approve is not None:
+                approve(self.entries())
             last = self._database.execute(
                 "SELECT sequence, hash, recorded_at FROM spends ORDER BY sequence DESC LIMIT 1"
             ).fetchone()

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -36,8 +37,10 @@ from common.messages import (
     TrainRequest,
     arrays_digest,
 )
-from common.privacy.events import BoundedInfluence
-from common.privacy.ledger import Ledger
+from common.privacy.accountant import account
+from common.privacy.events import BoundedInfluence, GaussianUpdate
+from common.privacy.ledger import GENESIS, Ledger
+from common.privacy.ledger_keys import public_hex, sign_head
 from common.privacy.update import update_norm
 from common.schema import parse_schema
 from common.study import Protocol, Study
@@ -76,6 +79,7 @@ def study(**sections: dict[str, Any]) -> Protocol:
 
 
 PROTOCOL = study()
+COORDINATOR = Ed25519PrivateKey.generate()
 
 
 def decoder_of(protocol: Protocol, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -181,7 +185,10 @@ def digest_of(update: Mapping[str, torch.Tensor] | None) -> str:
 
 def test_joining_declares_the_patients_and_keeps_the_protocol(hospital: Hospital) -> None:
     reply = hospital.join(join_request())
-    assert reply == JoinReply(Status.OK, "anna", PROTOCOL.digest, ROWS)
+    with Ledger(hospital.state / "ledger.sqlite") as ledger:
+        head = ledger.head()
+    signed = (0, GENESIS, head.signature, head.key)
+    assert reply == JoinReply(Status.OK, "anna", PROTOCOL.digest, ROWS, *signed) and head.holds
     kept = json.loads((hospital.state / "studies" / PROTOCOL.digest[:32] / "protocol.json").read_text())
     assert Protocol.from_json(kept).digest == PROTOCOL.digest
     assert hospital.log()[-1]["action"] == "joined" and hospital.spends() == []
@@ -310,7 +317,11 @@ def test_a_garbage_invitation(hospital: Hospital, record: RecordDict) -> None:
 def test_joining_where_nothing_can_be_written(tmp_path: Path) -> None:
     hospital = Hospital(tmp_path / "anna", state="file/state")
     (tmp_path / "anna" / "file").write_text("")
-    assert hospital.join(join_request()) == JoinReply(Status.STORAGE_FAILED, "anna")
+    assert hospital.join(join_request()) == JoinReply(Status.LEDGER_FAILED, "anna")
+    ready = Hospital(tmp_path / "berta").joined(study(study={"name": "other"}))
+    shutil.rmtree(ready.state / "studies")
+    (ready.state / "studies").write_text("")
+    assert ready.join(join_request()) == JoinReply(Status.STORAGE_FAILED, "anna")
 
 
 # ---------------------------------------------------------------- training
@@ -489,10 +500,10 @@ def test_a_disk_that_fills_up_spends_nothing(hospital: Hospital) -> None:
 
 def test_a_ledger_that_cannot_grow_lets_nothing_out(hospital: Hospital) -> None:
     assert hospital.joined().train(train_request(1)).status is Status.OK
-    size = (hospital.state / "ledger.sqlite").stat().st_size
     state = hospital.state / "studies" / PROTOCOL.digest[:32] / "state.safetensors"
-    assert state.stat().st_size < size  # so that the limit below stops the ledger's journal first, not the state
-    with full_disk(size - 1):
+    limit = state.stat().st_size + 1024  # enough for the state, too little for the ledger's pages
+    assert limit < (hospital.state / "ledger.sqlite").stat().st_size
+    with full_disk(limit):
         assert hospital.train(train_request(2)).status is Status.LEDGER_FAILED
     assert [number for number, _ in hospital.spends()] == [1]
     reply = hospital.train(train_request(2))
@@ -502,7 +513,7 @@ def test_a_ledger_that_cannot_grow_lets_nothing_out(hospital: Hospital) -> None:
 def test_the_ledger_of_another_site(hospital: Hospital) -> None:
     with Ledger(hospital.state / "ledger.sqlite", "berta"):
         pass
-    assert hospital.joined().train(train_request()).status is Status.LEDGER_FAILED
+    assert hospital.join(join_request()) == JoinReply(Status.LEDGER_FAILED, "anna")
     assert "belongs to site 'berta'" in hospital.reason(Status.LEDGER_FAILED)
 
 
@@ -519,8 +530,6 @@ def impatient(connect: Callable[..., sqlite3.Connection], path: Path, **options:
 
 def test_a_ledger_held_by_someone_else(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
     hospital.joined()
-    with Ledger(hospital.state / "ledger.sqlite", "anna"):
-        pass
     connect = sqlite3.connect
     # The ledger waits half a minute for the other to finish; here it need not.
     monkeypatch.setattr(sqlite3, "connect", functools.partial(impatient, connect))
@@ -536,6 +545,61 @@ def test_a_ledger_held_by_someone_else(hospital: Hospital, monkeypatch: pytest.M
     assert reply.status is Status.OK and hospital.spends() == [(1, digest_of(reply.update))]
     # What had been trained is what is sent: no second training, no second draw of randomness.
     assert [entry for entry in hospital.log() if entry["action"] == "trained"] == trained and len(trained) == 1
+
+
+def test_every_update_comes_with_the_signed_head_of_its_spend(hospital: Hospital) -> None:
+    hospital.joined()
+    heads = []
+    for number in (1, 2, 2):
+        reply = hospital.train(train_request(number))
+        with Ledger(hospital.state / "ledger.sqlite") as ledger:
+            head = ledger.head()
+        assert (reply.ledger_length, reply.ledger_head) == (number, head.head) and head.holds
+        heads.append((reply.ledger_length, reply.ledger_head, reply.ledger_signature))
+    assert heads[0] != heads[1] == heads[2]
+
+
+def witnessed(number: int, length: int, head: str) -> RecordDict:
+    signature = sign_head("countersignature", COORDINATOR, "anna", length, head)
+    signed = (length, head, signature, public_hex(COORDINATOR))
+    return TrainRequest(PROTOCOL.digest, number, 0.25, decoder_of(PROTOCOL), *signed).to_record()
+
+
+def test_the_coordinators_countersignature_is_kept(hospital: Hospital) -> None:
+    first = hospital.joined().train(witnessed(1, 0, GENESIS))
+    assert hospital.train(witnessed(2, first.ledger_length, first.ledger_head)).status is Status.OK
+    with Ledger(hospital.state / "ledger.sqlite") as ledger:
+        (witness,) = ledger.inspect().witnesses
+    assert (witness.key, witness.length, witness.head) == (public_hex(COORDINATOR), 1, first.ledger_head)
+
+
+def test_a_ledger_restored_from_a_backup_spends_no_more(hospital: Hospital) -> None:
+    path = hospital.state / "ledger.sqlite"
+    hospital.joined().train(train_request(1))
+    backup = path.read_bytes()
+    second = hospital.train(train_request(2))
+    path.write_bytes(backup)
+    before = hospital.log()
+    assert hospital.train(witnessed(3, 2, second.ledger_head)).status is Status.LEDGER_FAILED
+    assert "it was rolled back" in hospital.reason(Status.LEDGER_FAILED)
+    assert len(hospital.log()) == len(before) + 1, "and nothing was trained"
+    forged = witnessed(3, 1, second.ledger_head)
+    forged.config_records[HEADER]["witness_signature"] = "0" * 128
+    assert hospital.train(forged).status is Status.LEDGER_FAILED
+    assert "countersignature does not hold" in hospital.reason(Status.LEDGER_FAILED)
+    assert [number for number, _ in hospital.spends()] == [1]
+
+
+@pytest.mark.parametrize("when", ["joining", "training"])
+def test_a_ledger_without_its_key_lets_nothing_out(hospital: Hospital, when: str) -> None:
+    hospital.joined()
+    (hospital.state / "ledger.key").unlink()
+    if when == "joining":
+        assert hospital.join(join_request()) == JoinReply(Status.LEDGER_FAILED, "anna")
+    else:
+        assert hospital.train(train_request()).status is Status.LEDGER_FAILED
+    assert "ledger.key: the key of this site's ledger is missing" in hospital.reason(Status.LEDGER_FAILED)
+    assert not (hospital.state / "ledger.key").exists() and hospital.spends() == []
 
 
 def test_what_nobody_foresaw_is_a_code_too(hospital: Hospital) -> None:
@@ -574,6 +638,105 @@ def test_the_non_private_mode_is_recorded_as_such(tmp_path: Path) -> None:
     assert update_norm(reply.update or {}) > RADIUS
     with Ledger(hospital.state / "ledger.sqlite", "anna") as ledger:
         assert [entry.event.type for entry in ledger.entries()] == ["UnboundedInfluence"]
+
+
+# ---------------------------------------------------------------- the budget
+
+
+def noisy(name: str = "s", max_epsilon: float | None = None, **training: Any) -> Protocol:
+    """A study whose three rounds cost ε = ONE."""
+    privacy: dict[str, Any] = {"update_noise": NOISE, "accept_useless_noise": True}
+    if max_epsilon is not None:
+        privacy["max_epsilon"] = max_epsilon
+    return study(study={"name": name}, privacy=privacy, training=training)
+
+
+NOISE = 4.0
+ONE, TWO = (  # one such study, and two
+    account([GaussianUpdate(n, RADIUS, NOISE, 1.0) for n in range(ROUNDS * k)], 1e-5).epsilon for k in (1, 2)
+)
+
+
+def test_without_a_limit_an_infinite_epsilon_is_accepted_and_logged(hospital: Hospital) -> None:
+    hospital.joined()
+    assert hospital.log()[-1]["epsilon"] == "infinity"
+    hospital.joined(noisy())
+    assert hospital.log()[-1]["epsilon"] == pytest.approx(ONE) and hospital.log()[-1]["delta"] == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("protocol", "policy"),
+    [
+        (study(privacy={"max_epsilon": 1e6}), ""),
+        (PROTOCOL, "max_epsilon = 1e6"),
+        (noisy(max_epsilon=ONE * 0.999), ""),
+        (noisy(), f"max_epsilon = {ONE * 0.999}"),
+        (noisy(max_epsilon=ONE * 0.999), "max_epsilon = 1e6"),  # the stricter of the two
+        (noisy(max_epsilon=1e6), f"max_epsilon = {ONE * 0.999}"),
+    ],
+)
+def test_a_schedule_that_would_overspend_is_refused_before_it_starts(
+    tmp_path: Path, protocol: Protocol, policy: str
+) -> None:
+    hospital = Hospital(tmp_path / "anna", policy)
+    assert hospital.join(join_request(protocol)) == JoinReply(Status.REFUSED_BY_POLICY, "anna")
+    reason = hospital.reason(Status.REFUSED_BY_POLICY)
+    assert "the whole schedule would reach epsilon = " in reason and "more than the budget of" in reason
+    assert ("infinity" if protocol.study.privacy.update_noise == 0 else f"{ONE:.4g}") in reason
+    assert hospital.train(train_request(protocol=protocol), protocol).status is Status.UNKNOWN_STUDY
+    assert hospital.spends() == []
+
+
+def test_a_schedule_within_the_limit_runs_to_its_end_and_no_further(tmp_path: Path) -> None:
+    hospital = Hospital(tmp_path / "anna", f"max_epsilon = {ONE * 1.001}")
+    protocol = noisy()
+    hospital.joined(protocol)
+    for number in range(1, ROUNDS + 1):
+        assert hospital.train(train_request(number, protocol), protocol).status is Status.OK
+        hospital.joined(protocol)  # joining again in the middle counts nothing twice
+    assert len(hospital.spends()) == ROUNDS
+    longer = noisy("longer", rounds=1)
+    assert hospital.join(join_request(longer)).status is Status.REFUSED_BY_POLICY
+    assert f"spent so far: {ONE:.4g}" in hospital.reason(Status.REFUSED_BY_POLICY)
+
+
+def test_all_studies_of_a_site_share_its_limit(tmp_path: Path) -> None:
+    limit = (ONE + TWO) / 2  # room for one study, not for two
+    hospital = Hospital(tmp_path / "anna", f"max_epsilon = {limit}")
+    first, second = noisy("first"), noisy("second")
+    hospital.joined(first).joined(second)  # nothing is spent yet, so each fits
+    answers: list[Status] = []
+    for number in range(1, ROUNDS + 1):
+        for protocol in (first, second):
+            answers.append(hospital.train(train_request(number, protocol), protocol).status)
+    # The first spend of one leaves too little room for the whole of the other.
+    assert set(answers) == {Status.OK, Status.REFUSED_BY_POLICY} and answers.count(Status.OK) == len(hospital.spends())
+    with Ledger(hospital.state / "ledger.sqlite") as ledger:
+        assert account([entry.event for entry in ledger.entries()], 1e-5).epsilon <= limit
+        assert ledger.verify()[0] == answers.count(Status.OK)
+
+
+def test_a_limit_that_became_stricter_holds_for_the_next_round(hospital: Hospital) -> None:
+    protocol = noisy()
+    assert hospital.joined(protocol).train(train_request(1, protocol), protocol).status is Status.OK
+    policy = hospital.config.policy.model_copy(update={"max_epsilon": ONE * 0.999})
+    hospital.config = hospital.config.model_copy(update={"policy": policy})
+    assert hospital.train(train_request(2, protocol), protocol).status is Status.REFUSED_BY_POLICY
+    assert len(hospital.spends()) == 1 and [e["action"] for e in hospital.log()].count("trained") == 1
+
+
+def test_a_delta_that_would_expose_patients_is_refused(hospital: Hospital) -> None:
+    too_large = study(privacy={"delta": 1.01 / (10 * ROWS)})
+    assert hospital.join(join_request(too_large)) == JoinReply(Status.REFUSED_BY_POLICY, "anna")
+    reason = hospital.reason(Status.REFUSED_BY_POLICY)
+    assert "is too large" in reason and f"{ROWS} patients of site 'anna'" in reason
+    # n^-1.5 lies above 1/(10 n) below a hundred patients, so a warning needs more of them.
+    hospital.joined(study(privacy={"delta": 0.99 / (10 * ROWS)}))
+    assert not [entry for entry in hospital.log() if entry["action"] == "warning"]
+    hospital.data.write_text(table(150))
+    hospital.joined(study(privacy={"delta": 1.01 * 150**-1.5}))
+    (warning,) = [entry for entry in hospital.log() if entry["action"] == "warning"]
+    assert "is large: delta * n = " in warning["reason"] and "150 patients" in warning["reason"]
 
 
 # ---------------------------------------------------------------- the device, and the ClientApp around it

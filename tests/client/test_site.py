@@ -42,13 +42,13 @@ def test_the_defaults_are_the_careful_ones(tmp_path: Path) -> None:
     assert (loaded.site.device, loaded.site.threads) == ("auto", None)
     policy = loaded.policy
     assert policy.modes == ("constrained",) and not policy.simulation and policy.out_of_bounds == "clip"
-    assert policy.min_patients == 20 and policy.max_update_norm == 10.0
+    assert policy.min_patients == 20 and policy.max_update_norm == 10.0 and policy.max_epsilon is None
 
 
 def test_every_key_is_read(tmp_path: Path) -> None:
     text = MINIMAL + (
         'device = "cuda:1"\nthreads = 3\n[policy]\nmodes = ["none", "constrained"]\nout_of_bounds = "refuse"\n'
-        "min_patients = 7\nmax_update_norm = 0.25\nsimulation = true\n"
+        "min_patients = 7\nmax_update_norm = 0.25\nmax_epsilon = 3\nsimulation = true\n"
     )
     loaded = load_site(write(tmp_path, text))
     assert (loaded.site.device, loaded.site.threads) == ("cuda:1", 3)
@@ -57,6 +57,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         "out_of_bounds": "refuse",
         "min_patients": 7,
         "max_update_norm": 0.25,
+        "max_epsilon": 3.0,
         "simulation": True,
     }
 
@@ -79,6 +80,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         (MINIMAL + '[policy]\nout_of_bounds = "drop"\n', "[policy] out_of_bounds"),
         (MINIMAL + "[policy]\nmin_patients = 0\n", "[policy] min_patients"),
         (MINIMAL + "[policy]\nmax_update_norm = 0\n", "[policy] max_update_norm"),
+        *((MINIMAL + f"[policy]\nmax_epsilon = {bad}\n", "max_epsilon") for bad in ("0", "-1", "inf", "true", "'3'")),
         (MINIMAL + "[policy]\nmax_update_nrom = 1\n", "did you mean 'max_update_norm'?"),
         (MINIMAL + "[polcy]\nmin_patients = 1\n", "did you mean 'policy'?"),
         (MINIMAL + "[policy\n", "not valid TOML"),

@@ -68,12 +68,25 @@ def refused(read: Callable[[], Any]) -> str:
     return text
 
 
+# The form of a signed head; whether a signature holds is not for the messages to know.
+LEDGER: dict[str, Any] = {"ledger_length": 3, "ledger_head": "b" * 64, "ledger_signature": "c" * 128}
+WITNESS: dict[str, Any] = {
+    "witness_length": 2, "witness_head": "b" * 64, "witness_signature": "c" * 128, "witness_key": "e" * 64,
+}  # fmt: skip
+NO_LEDGER: dict[str, Any] = {"ledger_length": 0, "ledger_head": "", "ledger_signature": ""}
 GOOD: dict[str, dict[str, Any]] = {
     "join request": {"version": 1, "protocol": "{}"},
-    "join reply": {"version": 1, "status": "ok", "site": "north", "study": STUDY, "patients": 5},
-    "train request": {"version": 1, "study": STUDY, "round": 2, "weight": 0.5},
-    "train reply": {"version": 1, "status": "ok", "site": "north", "study": STUDY, "round": 2},
-}
+    "join reply": {
+        "version": 1, "status": "ok", "site": "north", "study": STUDY, "patients": 5, **LEDGER, "ledger_key": "d" * 64,
+    },
+    "train request": {"version": 1, "study": STUDY, "round": 2, "weight": 0.5, **WITNESS},
+    "train reply": {"version": 1, "status": "ok", "site": "north", "study": STUDY, "round": 2, **LEDGER},
+}  # fmt: skip
+BAD_LEDGER: tuple[tuple[str, Any], ...] = (
+    ("ledger_length", -1), ("ledger_length", 1 << 63), ("ledger_head", ""), ("ledger_head", SECRET),
+    ("ledger_head", "B" * 64), ("ledger_head", "b" * 64 + "\n"), ("ledger_signature", ""),
+    ("ledger_signature", "c" * 126),
+)  # fmt: skip
 READERS: dict[str, Callable[[RecordDict], Any]] = {
     "join request": JoinRequest.from_record,
     "join reply": JoinReply.from_record,
@@ -98,18 +111,25 @@ def same(one: Any, two: Any) -> bool:
 def test_join_round_trips() -> None:
     request = JoinRequest({"study": {"name": "zwölf"}, "schema": {"fields": [1, None]}})
     assert JoinRequest.from_record(request.to_record()) == request
-    for reply in (JoinReply(Status.OK, "north", STUDY, 5), JoinReply(Status.REFUSED_BY_POLICY, "north")):
+    for reply in (
+        JoinReply(Status.OK, "north", STUDY, 5, **LEDGER, ledger_key="d" * 64),
+        JoinReply(Status.REFUSED_BY_POLICY, "north"),
+    ):
         assert JoinReply.from_record(reply.to_record()) == reply
 
 
 @pytest.mark.parametrize("status", list(Status))
 def test_train_round_trips_to_the_bit(status: Status) -> None:
-    request = TrainRequest(STUDY, 3, 0.1, arrays(1))
+    assert TrainRequest.from_record(TrainRequest(STUDY, 3, 0.1, arrays(1)).to_record(), EXPECTED).witness_key == ""
+    request = TrainRequest(STUDY, 3, 0.1, arrays(1), **WITNESS)
     found = TrainRequest.from_record(request.to_record(), EXPECTED)
+    assert {name: getattr(found, name) for name in WITNESS} == WITNESS
     assert (found.study, found.round, found.weight) == (STUDY, 3, 0.1) and same(found.decoder, request.decoder)
-    reply = TrainReply(status, "north", STUDY, 3, arrays(2) if status is Status.OK else None)
+    ledger = LEDGER if status is Status.OK else NO_LEDGER
+    reply = TrainReply(status, "north", STUDY, 3, arrays(2) if status is Status.OK else None, **ledger)
     back = TrainReply.from_record(reply.to_record(), EXPECTED)
     assert (back.status, back.site, back.study, back.round) == (status, "north", STUDY, 3)
+    assert {name: getattr(back, name) for name in LEDGER} == ledger
     assert same(back.update, reply.update) and (back.update is None) == (status is not Status.OK)
 
 
@@ -184,6 +204,14 @@ def test_wrong_types(kind: str) -> None:
         ("train request", {"weight": math.inf}),
         ("train reply", {"status": SECRET}),
         ("train reply", {"status": ""}),
+        *((kind, {name: value}) for kind in ("join reply", "train reply") for name, value in BAD_LEDGER),
+        *((kind, {"status": "ledger-failed"}) for kind in ("join reply", "train reply")),
+        ("join reply", {"ledger_key": ""}),
+        ("join reply", {"ledger_key": SECRET}),
+        ("train request", {"witness_length": -1}),
+        ("train request", {"witness_head": ""}),
+        ("train request", {"witness_signature": SECRET}),
+        ("train request", {"witness_key": ""}),
     ],
 )
 def test_values_outside_the_protocol(kind: str, changes: dict[str, Any]) -> None:
@@ -199,7 +227,7 @@ def test_the_header_of_a_request_is_read_without_its_arrays() -> None:
 def test_arrays_are_required_exactly_when_the_status_is_ok() -> None:
     record = RecordDict({HEADER: ConfigRecord(GOOD["train reply"])})
     assert refused(lambda: TrainReply.from_record(record, EXPECTED)) == "no arrays"
-    failed = record_of("train reply", status="non-finite-loss")
+    failed = record_of("train reply", status="non-finite-loss", **NO_LEDGER)
     assert TrainReply.from_record(failed, EXPECTED).update is None
 
 

@@ -1,6 +1,7 @@
 """The two sides stay strangers: who imports whom, and how Flower and `simulate` find them."""
 
 import ast
+import hashlib
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
@@ -18,14 +20,17 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from common.errors import FederationError
 from common.messages import JoinReply, JoinRequest, Status
+from common.privacy.ledger_keys import public_hex, sign_head
 from common.schema import parse_schema
 from common.study import Protocol, Study
 from server.app import gather_sites
 from server.run import RunFiles, RunSettings
 from server.strategy import Member
+from server.witness import Witness
 from server.worker import load_app
 
 ROOT = Path(__file__).parents[2]
+COORDINATOR, SITE_KEY = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
 MAY_IMPORT = {"common": {"common"}, "client": {"client", "common"}, "server": {"server", "common"}}
 
 
@@ -102,7 +107,8 @@ class Nodes:
 
 def invite(out: Path, answers: Mapping[int, RecordDict | Error | None]) -> tuple[Member, ...]:
     grid: Any = Nodes(answers)
-    return gather_sites(grid, RunSettings(make_protocol(), out, len(answers), simulation=True), RunFiles(out))
+    settings, files = RunSettings(make_protocol(), out, len(answers), simulation=True), RunFiles(out)
+    return gather_sites(grid, settings, files, Witness(files.ledger_heads, COORDINATOR))
 
 
 def make_protocol() -> Protocol:
@@ -111,8 +117,14 @@ def make_protocol() -> Protocol:
     return Protocol(Study.model_validate(study), parse_schema(schema))
 
 
-def joining(site: str, patients: int, study: str | None = None) -> RecordDict:
-    return JoinReply(Status.OK, site, study or make_protocol().digest, patients).to_record()
+def joining(
+    site: str, patients: int, study: str | None = None, length: int = 0, signer: str | None = None
+) -> RecordDict:
+    """A site's answer with a ledger of `length` entries, signed as `signer` (default: as itself)."""
+    head = hashlib.sha256(str(length).encode()).hexdigest()
+    signature = sign_head("ledger head", SITE_KEY, signer or site, length, head)
+    signed = (length, head, signature, public_hex(SITE_KEY))
+    return JoinReply(Status.OK, site, study or make_protocol().digest, patients, *signed).to_record()
 
 
 @pytest.fixture
@@ -160,3 +172,26 @@ def test_too_few_sites_that_join_stop_the_study_by_name(identity: None, tmp_path
     assert "1 of 3 sites joined, min_sites is 2" in str(caught.value)
     assert "berta: refused-by-policy" in str(caught.value) and "node 3: no reply" in str(caught.value)
     assert json.loads((tmp_path / "sites.json").read_text())["not_joined"]["berta"] == "refused-by-policy"
+
+
+def test_the_coordinator_takes_down_every_ledger_that_joins(identity: None, tmp_path: Path) -> None:
+    invite(
+        tmp_path, {1: joining("anna", 30, length=7), 2: joining("berta", 10), 3: JoinReply(Status.OK, "x").to_record()}
+    )
+    document = json.loads((tmp_path / "ledger-heads.json").read_text())
+    assert document["coordinator_key"] == public_hex(COORDINATOR)
+    assert {site: seen["length"] for site, seen in document["sites"].items()} == {"anna": 7, "berta": 0}
+    assert all(seen["key"] == public_hex(SITE_KEY) for seen in document["sites"].values())
+
+
+def test_a_site_with_an_older_or_unsigned_ledger_is_refused_by_name(identity: None, tmp_path: Path) -> None:
+    good = {1: joining("anna", 30, length=7), 2: joining("berta", 10, length=2)}
+    invite(tmp_path, good)
+    answers = good | {3: joining("clara", 5, signer="berta"), 4: joining("dora", 5)}
+    assert len(invite(tmp_path, answers | {4: joining("dora", 5, length=3)})) == 3  # the same run, started again
+    invite(tmp_path, answers | {4: joining("dora", 5, length=2)})
+    refused = json.loads((tmp_path / "sites.json").read_text())["not_joined"]
+    assert refused == {
+        "clara": "the head of the site's ledger is not signed by the key it names",
+        "dora": "the site's ledger was rolled back",
+    }

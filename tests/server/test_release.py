@@ -85,6 +85,7 @@ def make_result(out: Path, protocol: Protocol, extra_sites: dict[str, str] | Non
         with Ledger(files.ledgers / f"{site}.sqlite", site) as ledger:
             for number in (1, 2):
                 ledger.record(protocol.digest, BoundedInfluence(number, 0.5, n / total), "d" * 64)
+        (files.ledgers / f"{site}.key").unlink()  # the key stays at the site
     tables = sample_prior(decoder, TableEncoding(protocol.schema), protocol.study.release.rows, 0)
     write_cohort(tables, protocol.schema, files.cohort_csv, files.cohort_parquet)
     return SimulationResult(protocol, files, make_table(protocol, total, 1), {"federation": 1.0})

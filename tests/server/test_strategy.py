@@ -1,11 +1,15 @@
+import hashlib
 import io
 import math
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp.strategy import Strategy
 from flwr.supercore.task_identity import TaskIdentity
@@ -13,17 +17,21 @@ from flwr.supercore.task_identity import TaskIdentity
 from common.errors import CertificateError, FederationError
 from common.messages import ARRAYS, HEADER, Status, TrainReply, TrainRequest
 from common.model.vae import Decoder
+from common.privacy.ledger import GENESIS
+from common.privacy.ledger_keys import SignedHead, head_holds, public_hex, sign_head
 from common.privacy.update import update_norm
 from common.schema import parse_schema
 from common.study import Protocol, Study
 from server.checkpoint import build_decoder
 from server.strategy import LipschitzFedAvg, Member, RoundReport
+from server.witness import Witness
 
 SECRET = "Zq7731"
 RADIUS, BOUND, LOGIT_SCALE = 2.0, 10.0, 5.0
 MEMBERS = (Member(11, "anna", 100), Member(12, "berta", 200), Member(13, "clara", 500))
 WEIGHTS = {"anna": 0.125, "berta": 0.25, "clara": 0.625}
 NODES = {member.site: member.node_id for member in MEMBERS}
+COORDINATOR = Ed25519PrivateKey.generate()
 NO_GRID: Any = None  # the strategy's own steps never touch the grid
 
 Updates = Mapping[str, Mapping[str, torch.Tensor]]
@@ -51,6 +59,21 @@ def make_protocol(name: str = "s", **training: Any) -> Protocol:
     return Protocol(Study.model_validate(study), parse_schema(schema))
 
 
+class SiteLedger:
+    """The heads that a site's ledger would have."""
+
+    def __init__(self, site: str) -> None:
+        self.site, self.key = site, Ed25519PrivateKey.generate()
+        self.length, self.head = 0, GENESIS
+
+    def spend(self) -> None:
+        self.length, self.head = self.length + 1, hashlib.sha256(f"{self.head}{self.length}".encode()).hexdigest()
+
+    @property
+    def signed(self) -> tuple[int, str, str]:
+        return self.length, self.head, sign_head("ledger head", self.key, self.site, self.length, self.head)
+
+
 class Federation:
     """A strategy, what it reported, and replies as the sites of the study would send them."""
 
@@ -58,11 +81,17 @@ class Federation:
         self.protocol = make_protocol(**training)
         self.decoder: Decoder = build_decoder(self.protocol, 0)
         self.reports: list[tuple[RoundReport, dict[str, torch.Tensor]]] = []
+        self.folder = tempfile.TemporaryDirectory()
+        self.witness = Witness(Path(self.folder.name) / "ledger-heads.json", COORDINATOR)
+        self.ledgers = {member.site: SiteLedger(member.site) for member in members}
+        for site, ledger in self.ledgers.items():
+            self.witness.joined(SignedHead(site, *ledger.signed, public_hex(ledger.key)))
         self.strategy = LipschitzFedAvg(
             protocol=self.protocol,
             decoder=self.decoder,
             members=members,
             observer=lambda report, decoder: self.reports.append((report, decoder.arrays())),
+            witness=self.witness,
         )
 
     def requests(self, number: int = 1) -> dict[int, Message]:
@@ -75,7 +104,9 @@ class Federation:
         return {n: a * (norm / update_norm(raw)) for n, a in raw.items()}
 
     def record(self, site: str, update: Mapping[str, torch.Tensor], number: int = 1, study: str = "") -> RecordDict:
-        return TrainReply(Status.OK, site, study or self.protocol.digest, number, update).to_record()
+        self.ledgers[site].spend()
+        signed = self.ledgers[site].signed
+        return TrainReply(Status.OK, site, study or self.protocol.digest, number, update, *signed).to_record()
 
     def answers(self, updates: Updates, number: int = 1) -> list[Message]:
         requests = self.requests(number)
@@ -403,6 +434,64 @@ def test_nobody_answers(federation: Federation) -> None:
         federation.strategy.aggregate_train(2, [])
     assert "round 2: 0 valid replies" in str(caught.value)
     assert all(f"{site}: no reply" in str(caught.value) for site in WEIGHTS)
+
+
+# ---------------------------------------------------------------- the sites' ledgers
+
+
+def test_every_request_carries_the_countersigned_head_of_the_sites_ledger(federation: Federation) -> None:
+    shapes = {n: tuple(a.shape) for n, a in federation.decoder.arrays().items()}
+    for number in (1, 2):
+        for site, node in NODES.items():
+            request = TrainRequest.from_record(federation.requests(number)[node].content, shapes)
+            ledger = federation.ledgers[site]
+            assert (request.witness_length, request.witness_head) == (ledger.length, ledger.head) == (
+                (number - 1), ledger.head,
+            )  # fmt: skip
+            assert request.witness_key == public_hex(COORDINATOR)
+            head = (request.witness_length, request.witness_head, request.witness_signature)
+            assert head_holds("countersignature", request.witness_key, site, *head)
+        federation.play({site: federation.update(i) for i, site in enumerate(WEIGHTS)}, number)
+    assert Witness(federation.witness.path, COORDINATOR)["anna"].length == 2, "and every round is on disk"
+
+
+def other_key(ledger: SiteLedger) -> None:
+    ledger.key = Ed25519PrivateKey.generate()
+
+
+def restored(ledger: SiteLedger) -> None:
+    ledger.length, ledger.head = -1, GENESIS  # the spend of this round makes it 0
+
+
+def forked(ledger: SiteLedger) -> None:
+    ledger.length, ledger.head = 0, "f" * 64  # another first entry
+
+
+def unspent(ledger: SiteLedger) -> None:
+    ledger.spend = lambda: None
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (restored, "the site's ledger was rolled back"),
+        (forked, "the site's ledger was rolled back"),
+        (unspent, "the update came without a new entry in the site's ledger"),
+        (other_key, "the head of the site's ledger is not signed by the key with which it joined"),
+    ],
+)
+def test_a_site_whose_ledger_does_not_extend_is_dropped_by_name(
+    federation: Federation, change: Callable[[SiteLedger], None], expected: str
+) -> None:
+    federation.play({site: federation.update(i) for i, site in enumerate(WEIGHTS)})
+    start = federation.decoder.arrays()
+    change(federation.ledgers["clara"])
+    updates = {site: federation.update(10 + i) for i, site in enumerate(WEIGHTS)}
+    after = federation.play(updates, 2)
+    assert federation.reports[-1][0].dropped == {"clara": expected}
+    expected_arrays = by_hand(start, {site: updates[site] for site in ("anna", "berta")})
+    for name, array in after.items():
+        np.testing.assert_allclose(array.numpy(), expected_arrays[name], rtol=1e-5, atol=2e-6)
 
 
 # ---------------------------------------------------------------- the certificate, and the reference mode

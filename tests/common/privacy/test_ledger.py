@@ -6,7 +6,8 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import common.privacy.ledger
-from common.errors import ExitCode, LedgerError
+from common.errors import ExitCode, LedgerError, StudyError
 from common.privacy.events import BoundedInfluence, UnboundedInfluence
 from common.privacy.ledger import GENESIS, Ledger
 from common.privacy.ledger_entries import Entry
@@ -119,6 +120,23 @@ def test_a_round_is_answered_once(tmp_path: Path, event: BoundedInfluence, paylo
         assert ledger.entries() == [first], "and nothing was written"
         spend(ledger, 2)
         assert ledger.verify()[0] == 2
+
+
+def test_a_spend_that_is_not_approved_is_not_written(tmp_path: Path) -> None:
+    shown: list[int] = []
+
+    def refuse(entries: Sequence[Entry]) -> None:
+        shown.append(len(entries))
+        raise StudyError("too much")
+
+    with Ledger(filled(tmp_path / "l.sqlite"), "north") as ledger:
+        before = ledger.verify()
+        with pytest.raises(StudyError, match="too much"):
+            ledger.record(STUDY, BoundedInfluence(6, 0.5, 0.25), "payload 6", refuse)
+        assert ledger.verify() == before and shown == [5]
+        ledger.record(STUDY, BoundedInfluence(5, 0.5, 0.25), "payload 5", refuse)  # a resend spends nothing
+        ledger.record(STUDY, BoundedInfluence(6, 0.5, 0.25), "payload 6", lambda entries: shown.append(-len(entries)))
+        assert shown == [5, -5] and ledger.verify()[0] == 6
 
 
 @pytest.mark.parametrize("row", [1, 3, 5])
@@ -324,6 +342,60 @@ def test_every_acknowledged_spend_survives_kill_minus_nine(tmp_path: Path, ackno
         assert [entry.round for entry in ledger.entries()] == list(range(1, length + 1))
         spend(ledger, length + 1)
         assert ledger.verify()[0] == length + 1
+
+
+CREATOR = """
+import sys
+from pathlib import Path
+from common.privacy.events import BoundedInfluence
+from common.privacy.ledger import Ledger
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(1_000_000):
+    with Ledger(Path(sys.argv[1]) / str(number) / "ledger.sqlite", "north") as ledger:
+        ledger.record("s", BoundedInfluence(1, 0.5, 0.25), "payload")
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.003, 0.011])
+def test_a_ledger_killed_while_it_is_made_is_made_by_the_next_start(tmp_path: Path, delay: float) -> None:
+    process = child(CREATOR, tmp_path)
+    start(process)
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(3)]
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    lines += process.stdout.readlines()
+    process.wait()
+    process.stdout.close()
+    complete = sum(line.endswith("\n") for line in lines)
+    folders = sorted(tmp_path.iterdir(), key=lambda folder: int(folder.name))
+    assert complete <= len(folders) <= complete + 1
+    for number, folder in enumerate(folders):
+        with Ledger(folder / "ledger.sqlite", "north") as ledger:
+            length, _ = ledger.verify()
+            assert length == 1 or (length == 0 and number == complete), "an acknowledged spend was lost"
+            spend(ledger, 2)
+            assert ledger.verify()[0] == length + 1
+
+
+def test_a_ledger_that_another_process_holds_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = filled(tmp_path / "l.sqlite", 1)
+    connect: Callable[..., sqlite3.Connection] = sqlite3.connect
+
+    def impatient(path: Path, **options: Any) -> sqlite3.Connection:
+        return connect(path, **(options | {"timeout": 0.05}))
+
+    monkeypatch.setattr(sqlite3, "connect", impatient)
+    with closing(connect(path, isolation_level=None)) as other, Ledger(path, "north") as ledger:
+        other.execute("BEGIN IMMEDIATE")
+        assert ledger.verify()[0] == 1  # reading is possible meanwhile
+        with pytest.raises(LedgerError, match="another process holds the ledger"):
+            spend(ledger, 2)
+        other.execute("ROLLBACK")
+        spend(ledger, 2)
+        assert ledger.verify()[0] == 2
 
 
 def test_two_processes_write_one_chain(tmp_path: Path) -> None:

@@ -33,11 +33,15 @@ class Budget:
     limit: float
 
     @classmethod
-    def of(cls, protocol: Protocol, policy: PolicySection) -> Budget:
-        """The stricter of the study's and the site's `max_epsilon`, and one event of the study's mode a round."""
+    def of(cls, protocol: Protocol, policy: PolicySection, patients: int) -> Budget:
+        """The stricter of the study's and the site's `max_epsilon`, and one event of the study's mode a round.
+
+        `patients` is the number of the site's patients, which is public.
+        """
         study = protocol.study
         trainer = MODES[study.training.mode]
-        planned = tuple(trainer.event(study, number, WORST_WEIGHT) for number in range(1, study.training.rounds + 1))
+        rounds = range(1, study.training.rounds + 1)
+        planned = tuple(trainer.event(study, number, WORST_WEIGHT, patients) for number in rounds)
         limits = [limit for limit in (study.privacy.max_epsilon, policy.max_epsilon) if limit is not None]
         return cls(protocol.digest, planned, study.privacy.delta, min(limits, default=math.inf))
 

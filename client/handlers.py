@@ -104,7 +104,7 @@ class Site:
             with self._ledger() as ledger:
                 ledger.require_key()  # a site that could not spend must not join
                 head = ledger.head()
-                whole = Budget.of(protocol, self.config.policy).approve(ledger.entries())
+                whole = Budget.of(protocol, self.config.policy, patients).approve(ledger.entries())
             write_atomic(folder / "protocol.json", json.dumps(protocol.to_json(), indent=1))
             if warning is not None:
                 self._log("warning", study=protocol.digest, reason=warning)
@@ -142,8 +142,9 @@ class Site:
         state = load_state(study.state_path, request.study)
         training = study.protocol.study.training
         trainer = MODES[training.mode]
-        event = trainer.event(study.protocol.study, request.round, request.weight)
-        budget = Budget.of(study.protocol, self.config.policy)
+        data = _load_data(self.config, study.protocol)
+        event = trainer.event(study.protocol.study, request.round, request.weight, len(data))
+        budget = Budget.of(study.protocol, self.config.policy, len(data))
         approve = budget.approve if budget.limited else None
         if approve is not None:
             with self._ledger() as ledger:
@@ -153,7 +154,7 @@ class Site:
         elif request.round <= state.round:
             raise RefusedError(Status.WRONG_ROUND, f"round {request.round} was answered from another decoder")
         else:
-            data = _load_data(self.config, study.protocol)
+            self._check_continuity(study, state)
             result = trainer.train(
                 RoundInputs(
                     study=study.protocol.study,
@@ -215,6 +216,17 @@ class Site:
             return check_delta(protocol.study.privacy.delta, patients, self.name)
         except StudyError as error:
             raise RefusedError(Status.REFUSED_BY_POLICY, error.message) from None
+
+    def _check_continuity(self, study: Study, state: SiteState) -> None:
+        """In dpsgd mode encoder and optimiser live here for the whole study; without them the site takes no part."""
+        if study.protocol.study.training.mode != "dpsgd" or state.round > 0:
+            return
+        with self._ledger() as ledger:
+            if ledger.entries(study.protocol.digest):
+                raise StateError(
+                    f"{study.state_path}: the training state is gone, but the ledger has spends of this study",
+                    fix="restore it from a backup; without it the site cannot go on with this study",
+                )
 
     def _seed(self, protocol: Protocol, number: int) -> int:
         """A seed from the operating system's CSPRNG; in a seeded simulation a hash of seed, site and round."""

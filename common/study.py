@@ -18,7 +18,7 @@ from common.digest import sha256_of
 from common.errors import StudyError
 from common.schema import Schema, load_schema, parse_schema
 
-Mode = Literal["constrained", "none"]
+Mode = Literal["constrained", "dpsgd", "none"]
 SITE_NAME = r"\w[\w.\-]{0,63}"
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # strict: `rounds = true` and `rounds = "20"` are mistakes, not numbers
@@ -67,7 +67,8 @@ class TrainingSection(Section):
     """How the sites train and what they may send."""
 
     mode: Mode = Field(
-        default="constrained", description='"constrained", or "none": the non-private reference, simulation only'
+        default="constrained",
+        description='"constrained", "dpsgd": finite epsilon for the weights, or "none": non-private, simulation only',
     )
     rounds: Count = Field(default=40, description="rounds of federated training, fixed beforehand")
     local_epochs: Count = Field(default=2, description="passes over the site's rows in each round")
@@ -76,6 +77,9 @@ class TrainingSection(Section):
     kl_weight: Positive = Field(default=1.0, description="weight of the KL term in the ELBO")
     update_norm: Positive = Field(
         default=1.0, description="C: Euclidean radius onto which every site projects its decoder update"
+    )
+    gradient_clip: Positive = Field(
+        default=1.0, description="dpsgd: Euclidean norm to which the gradient of every patient's loss is clipped"
     )
     min_sites: Count = Field(default=2, description="a round needs this many valid replies, else the study stops")
     round_timeout: Positive = Field(default=1800.0, description="seconds until a round closes without late sites")
@@ -99,6 +103,9 @@ class PrivacySection(Section):
     max_epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] | None = Field(
         default=None,
         description="a site refuses the study if its total, all its studies together, would exceed this; default: none",
+    )
+    epsilon: Positive | None = Field(
+        default=None, description="dpsgd, required there: epsilon of every site over the whole study; fixes its noise"
     )
 
 
@@ -148,6 +155,7 @@ class Protocol:
                 f" (found {study.training.mode!r})",
                 fix="set update_noise = 0 or change the mode",
             )
+        _check_dpsgd(study)
 
     @cached_property
     def digest(self) -> str:
@@ -171,6 +179,29 @@ class Protocol:
         """Read what `to_json` wrote; `StudyError` or `SchemaError` if it is not valid."""
         return cls(
             validate(Study, document.get("study"), "received study", StudyError), parse_schema(document.get("schema"))
+        )
+
+
+def _check_dpsgd(study: Study) -> None:
+    """`StudyError` if dpsgd lacks its target, or another mode has a setting that only dpsgd reads."""
+    mode, epsilon, clip = study.training.mode, study.privacy.epsilon, study.training.gradient_clip
+    if mode == "dpsgd":
+        if epsilon is None:
+            raise StudyError(
+                '[privacy] epsilon is missing: training.mode = "dpsgd" calibrates its noise to it',
+                fix="set epsilon to what every site may spend over the whole study, for example epsilon = 3.0",
+            )
+        return
+    if epsilon is not None:
+        raise StudyError(
+            f'[privacy] epsilon = {epsilon:g} needs training.mode = "dpsgd" (found {mode!r}): no other mode has noise'
+            " that could be calibrated to it",
+            fix="remove epsilon or change the mode",
+        )
+    if clip != TrainingSection.model_fields["gradient_clip"].default:
+        raise StudyError(
+            f'[training] gradient_clip = {clip:g} needs training.mode = "dpsgd" (found {mode!r})',
+            fix="remove gradient_clip or change the mode",
         )
 
 

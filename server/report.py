@@ -15,6 +15,7 @@ from server.figures import certificates, marginals
 
 MODES = {
     "constrained": "constrained: Lipschitz-bounded networks, updates projected to a fixed norm, no noise",
+    "dpsgd": "dpsgd: gradients clipped per patient and noised (DP-SGD) on Lipschitz-bounded networks",
     "none": "none: the non-private reference, no constraint of any kind",
 }
 

@@ -122,7 +122,7 @@ def _lay_out_sites(work: Path, directory: Path, names: list[str]) -> None:
         write_atomic(
             path,
             f'[site]\nname = {json.dumps(name)}\ndata = {data}\nstate = "state"\nthreads = 1\n'
-            '[policy]\nsimulation = true\nmin_patients = 1\nmodes = ["constrained", "none"]\n'
+            '[policy]\nsimulation = true\nmin_patients = 1\nmodes = ["constrained", "dpsgd", "none"]\n'
             "max_update_norm = 1e9\n",
         )
         paths.append(str(path))
@@ -203,16 +203,19 @@ def _follow(
 
 
 def _diagnostics(work: Path, names: list[str], number: int) -> tuple[float | None, float | None]:
-    """Mean loss a row and mean update norm before projection over the sites' own logs of this round."""
+    """Mean loss a row and mean update norm before projection over the sites' own logs of this round.
+
+    No loss where the mode computes none, as dpsgd does not.
+    """
     found = []
     for name in names:
         entries = _json_lines(work / SITES / name / "state" / "site.jsonl")
         found += [e for e in entries if e["action"] == "trained" and e["round"] == number]
     if not found:
         return None, None
-    losses = [e["loss"] for e in found]
+    losses = [e["loss"] for e in found if "loss" in e]
     norms = [e.get("update_norm_before", e["update_norm"]) for e in found]
-    return sum(losses) / len(losses), sum(norms) / len(norms)
+    return sum(losses) / len(losses) if losses else None, sum(norms) / len(norms)
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:

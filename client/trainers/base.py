@@ -49,6 +49,6 @@ class Trainer(Interface):
         """Train one round; `NonFiniteLossError` if the loss stops being finite."""
         ...
 
-    def event(self, study: Study, number: int, weight: float) -> Event:
-        """What a round of this mode spends: a function of declared constants alone."""
+    def event(self, study: Study, number: int, weight: float, patients: int) -> Event:
+        """What a round of this mode spends: a function of declared constants alone, the site's patients among them."""
         ...

@@ -39,7 +39,7 @@ class ConstrainedTrainer:
             },
         )
 
-    def event(self, study: Study, number: int, weight: float) -> BoundedInfluence | GaussianUpdate:
+    def event(self, study: Study, number: int, weight: float, patients: int) -> BoundedInfluence | GaussianUpdate:
         """The exposure of one round; with update noise, a Gaussian mechanism."""
         radius, noise = study.training.update_norm, study.privacy.update_noise
         if noise > 0:

@@ -48,10 +48,10 @@ def train_locally(inputs: RoundInputs, *, constrained: bool) -> LocalResult:
     decoder.load_arrays(inputs.decoder)
     # One optimiser for both; its moments go on from round to round although the server has replaced the decoder's
     # weights: a fresh start for the decoder measured no better.
-    parameters = _named(encoder, decoder)
+    parameters = named_parameters(encoder, decoder)
     optimiser = torch.optim.Adam(parameters.values(), betas=ADAM_BETAS, fused=True)
     if inputs.state:
-        _restore(encoder, parameters, optimiser, inputs.state)
+        restore_state(encoder, parameters, optimiser, inputs.state)
 
     data = inputs.data.to(device)
     epochs, rounds = study.training.local_epochs, study.training.rounds
@@ -88,7 +88,7 @@ def train_locally(inputs: RoundInputs, *, constrained: bool) -> LocalResult:
             f"the loss is no longer finite in round {inputs.round}", fix="lower learning_rate or check the data"
         )
     seconds = time.perf_counter() - started
-    return LocalResult(decoder, encoder, _capture(encoder, parameters, optimiser), mean_loss, step, seconds)
+    return LocalResult(decoder, encoder, capture_state(encoder, parameters, optimiser), mean_loss, step, seconds)
 
 
 def _batches(rows: int, batch_size: int, generator: torch.Generator, device: torch.device) -> Iterator[Tensor]:
@@ -97,12 +97,13 @@ def _batches(rows: int, batch_size: int, generator: torch.Generator, device: tor
     return iter(order.tensor_split(math.ceil(rows / batch_size)))
 
 
-def _named(encoder: Encoder, decoder: Decoder) -> dict[str, torch.nn.Parameter]:
+def named_parameters(encoder: Encoder, decoder: Decoder) -> dict[str, torch.nn.Parameter]:
+    """All trained parameters of both networks by name."""
     named = {f"encoder.{name}": parameter for name, parameter in encoder.named_parameters()}
     return named | {f"decoder.{name}": parameter for name, parameter in decoder.named_parameters()}
 
 
-def _capture(
+def capture_state(
     encoder: Encoder, parameters: Mapping[str, torch.nn.Parameter], optimiser: torch.optim.Adam
 ) -> dict[str, Tensor]:
     """The encoder and Adam's moments of both networks, as CPU tensors by name."""
@@ -114,12 +115,13 @@ def _capture(
 
 
 @torch.no_grad()
-def _restore(
+def restore_state(
     encoder: Encoder,
     parameters: Mapping[str, torch.nn.Parameter],
     optimiser: torch.optim.Adam,
     state: Mapping[str, Tensor],
 ) -> None:
+    """Take over what `capture_state` kept: the encoder, and Adam's moments of both networks."""
     for name, parameter in encoder.named_parameters():
         parameter.copy_(state[f"encoder.{name}"])
     for name, parameter in parameters.items():

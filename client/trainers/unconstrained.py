@@ -27,6 +27,6 @@ class UnconstrainedTrainer:
             },
         )
 
-    def event(self, study: Study, number: int, weight: float) -> UnboundedInfluence:
+    def event(self, study: Study, number: int, weight: float, patients: int) -> UnboundedInfluence:
         """The exposure of one round."""
         return UnboundedInfluence(round=number, weight=weight)

@@ -46,20 +46,25 @@ class ObservationHead(nn.Module):
         self.groups = nn.ModuleList(groups)
         self.base = nn.Parameter(torch.zeros(base_start))
 
-    def logits(self, theta: Tensor) -> list[tuple[list[int], Tensor]]:
+    def logits(self, theta: Tensor, base: Tensor | None = None) -> list[tuple[list[int], Tensor]]:
         """Per group: the blocks in it, and unnormalised log-probabilities (blocks, n, levels); padding is -inf.
 
-        `theta` has shape (n, width) and includes the decoder's output scale.
+        `theta` has shape (n, width) and includes the decoder's output scale. `base` replaces the parameter of that
+        name; of shape (n, len(base)) it gives every row its own, which is how its per-row gradients are had.
         """
+        base = self.base if base is None else base
         # One column of zeros behind θ, and one zero behind the base, are where the padding's indices point.
         padded = torch.cat((theta, theta.new_zeros(len(theta), 1)), dim=1)
-        base = torch.cat((self.base * self.scale, self.base.new_zeros(1)))
+        base = torch.cat((base * self.scale, base.new_zeros(*base.shape[:-1], 1)), dim=-1)
         return [(group.members, group(padded, base)) for group in self.groups if isinstance(group, _Group)]
 
-    def negative_log_likelihood(self, theta: Tensor, levels: Tensor) -> Tensor:
-        """-log p(levels | θ) in nats, shape (n,), for levels (n, blocks); unobserved blocks contribute nothing."""
+    def negative_log_likelihood(self, theta: Tensor, levels: Tensor, base: Tensor | None = None) -> Tensor:
+        """-log p(levels | θ) in nats, shape (n,), for levels (n, blocks); unobserved blocks contribute nothing.
+
+        `base` as in `logits`.
+        """
         total = theta.new_zeros(len(theta))
-        for members, logits in self.logits(theta):
+        for members, logits in self.logits(theta, base):
             wanted = levels[:, members].T
             chosen = logits.log_softmax(dim=-1).gather(-1, wanted.clamp_min(0)[..., None])[..., 0]
             total = total - torch.where(wanted < 0, 0.0, chosen).sum(dim=0)
@@ -118,8 +123,9 @@ class _PolynomialGroup(_Group):
         self.register_buffer("base_index", base_index, persistent=False)
 
     def forward(self, theta: Tensor, base: Tensor) -> Tensor:
-        offset = base[self.base_index] + self.mask
-        return torch.baddbmm(offset[:, None, :], theta[:, self.index].transpose(0, 1), self.basis)
+        offset = base[..., self.base_index] + self.mask
+        offset = offset[:, None, :] if base.ndim == 1 else offset.transpose(0, 1)
+        return torch.baddbmm(offset, theta[:, self.index].transpose(0, 1), self.basis)
 
 
 def _grouped(members: list[int], sizes: Sequence[int]) -> list[list[int]]:

@@ -99,11 +99,15 @@ def negative_elbo(
     levels: Tensor,
     kl_weight: float,
     generator: torch.Generator | None = None,
+    base: Tensor | None = None,
 ) -> Tensor:
-    """-ELBO in nats per row, shape (n,): reconstruction plus kl_weight · KL(q(z|x) ‖ N(0, I)), one latent sample."""
+    """-ELBO in nats per row, shape (n,): reconstruction plus kl_weight · KL(q(z|x) ‖ N(0, I)), one latent sample.
+
+    `base` (n, len(decoder.head.base)), if given, is the observation head's base for every row; see its `logits`.
+    """
     mean, log_variance = encoder(inputs)
     noise = torch.randn(mean.shape, generator=generator, device=mean.device)
     latent = mean + noise * torch.exp(0.5 * log_variance)
-    reconstruction = decoder.head.negative_log_likelihood(decoder(latent), levels)
+    reconstruction = decoder.head.negative_log_likelihood(decoder(latent), levels, base)
     divergence = 0.5 * (mean.square() + log_variance.exp() - log_variance - 1.0).sum(dim=-1)
     return reconstruction + kl_weight * divergence

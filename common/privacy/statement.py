@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.privacy.accountant import Adversary, account
-from common.privacy.events import BoundedInfluence, Event, GaussianUpdate, UnboundedInfluence
+from common.privacy.events import BoundedInfluence, Event, GaussianUpdate, SampledGaussianSteps, UnboundedInfluence
 from common.privacy.update import influence
-from common.study import Protocol
+from common.study import Protocol, Study
 
 SCHEMA_VERSION = 1
 INFINITE = "infinity"
@@ -43,7 +43,7 @@ def privacy_statement(
             "delta": study.privacy.delta,
             "conditional": False,
             **_guarantee(spent, study.privacy.delta, adversary),
-            "exposure": _exposure(spent),
+            "exposure": _exposure(spent, study, patients[site] / sum(patients.values())),
         }
         for site, spent in sorted(events.items())
         for adversary, sees in ADVERSARIES.items()
@@ -111,10 +111,16 @@ def _basis(events: Sequence[Event]) -> str:
     return "none: updates were neither projected nor noised (non-private reference)"
 
 
-def _exposure(events: Sequence[Event]) -> dict[str, Any]:
-    """What the site sent, in declared constants: rounds, radius, weight, and T2's bound for one round."""
+def _exposure(events: Sequence[Event], study: Study, weight: float) -> dict[str, Any]:
+    """What the site sent, in declared constants: rounds, radius, weight, and T2's bound for one round.
+
+    `weight` is the site's share of all declared patients, for events that do not carry it.
+    """
     if not events:
         return {"rounds": 0, "update_norm": 0.0, "weight": 0.0, "largest_move_of_decoder_per_round": 0.0}
+    noised = [event for event in events if isinstance(event, SampledGaussianSteps)]
+    if len(noised) == len(events):
+        return _dpsgd_exposure(noised, study, weight)
     bounded = [event for event in events if isinstance(event, BoundedInfluence | GaussianUpdate)]
     if len(bounded) != len(events):
         return {"rounds": len(events), "update_norm": INFINITE, "largest_move_of_decoder_per_round": INFINITE}
@@ -125,5 +131,28 @@ def _exposure(events: Sequence[Event]) -> dict[str, Any]:
         "largest_move_of_decoder_per_round": max(influence(event.weight, event.update_norm) for event in bounded),
         "noise_multiplier": min(
             event.noise_multiplier if isinstance(event, GaussianUpdate) else 0.0 for event in bounded
+        ),
+    }
+
+
+def _dpsgd_exposure(events: Sequence[SampledGaussianSteps], study: Study, weight: float) -> dict[str, Any]:
+    steps = sum(event.steps for event in events)
+    probability = max(event.sampling_probability for event in events)
+    multiplier = min(event.noise_multiplier for event in events)
+    clip, radius = study.training.gradient_clip, study.training.update_norm
+    return {
+        "rounds": len(events),
+        "update_norm": radius,
+        "weight": weight,
+        "largest_move_of_decoder_per_round": influence(weight, radius),
+        "steps": steps,
+        "sampling_probability": probability,
+        "noise_multiplier": multiplier,
+        "gradient_clip": clip,
+        "in_words": (
+            f"{steps} steps of DP-SGD in {len(events)} rounds, on encoder and decoder together: in each step every"
+            f" patient took part independently with probability {probability:.4g}, the gradient of his loss was clipped"
+            f" to norm {clip:g}, and the sum carried Gaussian noise of standard deviation {multiplier * clip:.4g} in"
+            f" every coordinate (noise multiplier {multiplier:.4g})."
         ),
     }

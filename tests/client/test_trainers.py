@@ -270,9 +270,9 @@ def test_the_reference_mode_is_really_unconstrained() -> None:
 
 
 def test_events_are_functions_of_declared_constants() -> None:
-    assert MODES["constrained"].event(STUDY, 3, 0.25) == BoundedInfluence(3, RADIUS, 0.25)
-    assert MODES["constrained"].event(noisy_study(2.0), 3, 0.25) == GaussianUpdate(3, RADIUS, 2.0, 0.25)
-    assert MODES["none"].event(STUDY, 3, 0.25) == UnboundedInfluence(3, 0.25)
+    assert MODES["constrained"].event(STUDY, 3, 0.25, 100) == BoundedInfluence(3, RADIUS, 0.25)
+    assert MODES["constrained"].event(noisy_study(2.0), 3, 0.25, 100) == GaussianUpdate(3, RADIUS, 2.0, 0.25)
+    assert MODES["none"].event(STUDY, 3, 0.25, 100) == UnboundedInfluence(3, 0.25)
 
 
 def noisy_study(noise: float, **study: Any) -> Study:

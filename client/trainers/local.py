@@ -43,8 +43,9 @@ def train_locally(inputs: RoundInputs, *, constrained: bool) -> LocalResult:
     study, device = inputs.study, inputs.device
     generator = torch.Generator(device=device).manual_seed(inputs.seed)
     start = torch.Generator().manual_seed(inputs.seed)
-    encoder = Encoder(inputs.encoding, study.model, start, constrained=constrained).to(device)
-    decoder = Decoder(inputs.encoding, study.model, start, constrained=constrained).to(device)
+    fresh = not inputs.state
+    encoder = Encoder(inputs.encoding, study.model, start, constrained=constrained, initialise=fresh).to(device)
+    decoder = Decoder(inputs.encoding, study.model, constrained=constrained, initialise=False).to(device)
     decoder.load_arrays(inputs.decoder)
     # One optimiser for both; its moments go on from round to round although the server has replaced the decoder's
     # weights: a fresh start for the decoder measured no better.

@@ -123,6 +123,7 @@ class LipschitzMLP(nn.Module):
     Maps (..., widths[0]) to (..., widths[-1]). `lipschitz` is the certificate of the whole network with
     `output_scale`, a buffer of shape (widths[-1],), behind the last layer; each of the L layers gets the same share
     s = (lipschitz / max(1, max|output_scale|))^(1/L). `lipschitz=None` builds the same network without constraint.
+    `initialise=False` leaves out the orthogonal start, for a network whose weights are loaded at once.
     """
 
     output_scale: Tensor
@@ -133,6 +134,8 @@ class LipschitzMLP(nn.Module):
         lipschitz: float | None,
         output_scale: Tensor | None = None,
         generator: torch.Generator | None = None,
+        *,
+        initialise: bool = True,
     ) -> None:
         super().__init__()
         if any(width % 2 for width in widths[1:-1]):
@@ -143,6 +146,8 @@ class LipschitzMLP(nn.Module):
         share = None if lipschitz is None else (lipschitz / max(1.0, float(scale.abs().max()))) ** (1.0 / depth)
         self.bounds: list[float | None] = [share] * depth
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+        if not initialise:
+            return
         for layer, bound in zip(self.linears, self.bounds, strict=True):
             nn.init.orthogonal_(layer.weight, gain=1.0 if bound is None else bound, generator=generator)
             nn.init.zeros_(layer.bias)

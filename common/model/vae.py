@@ -29,6 +29,7 @@ class Decoder(nn.Module):
         generator: torch.Generator | None = None,
         *,
         constrained: bool = True,
+        initialise: bool = True,
     ) -> None:
         super().__init__()
         self.head = ObservationHead(encoding.blocks, model.logit_scale)
@@ -37,6 +38,7 @@ class Decoder(nn.Module):
             model.decoder_lipschitz if constrained else None,
             output_scale=torch.full((self.head.width,), model.logit_scale),
             generator=generator,
+            initialise=initialise,
         )
 
     def forward(self, latent: Tensor) -> Tensor:
@@ -78,12 +80,14 @@ class Encoder(nn.Module):
         generator: torch.Generator | None = None,
         *,
         constrained: bool = True,
+        initialise: bool = True,
     ) -> None:
         super().__init__()
         self.network = LipschitzMLP(
             (encoding.input_width, *model.hidden, 2 * model.latent_dim),
             model.encoder_lipschitz if constrained else None,
             generator=generator,
+            initialise=initialise,
         )
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:

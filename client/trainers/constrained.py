@@ -33,7 +33,6 @@ class ConstrainedTrainer:
                 "loss": local.loss,
                 "update_norm_before": update_norm(update),
                 "update_norm": update_norm(projected),
-                "encoder_certificate": local.encoder.network.certificate(),
                 "steps": float(local.steps),
                 "training_seconds": local.seconds,
             },

@@ -113,7 +113,6 @@ class DPSGDTrainer:
             diagnostics={
                 "update_norm_before": update_norm(update),
                 "update_norm": update_norm(projected),
-                "encoder_certificate": encoder.network.certificate(),
                 "noise_multiplier": schedule.noise_multiplier,
                 "steps": float(schedule.steps),
                 "training_seconds": seconds,

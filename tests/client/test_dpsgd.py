@@ -342,7 +342,6 @@ def test_small_sites_train(rows: int) -> None:
         assert result.diagnostics.keys() == {
             "update_norm_before",
             "update_norm",
-            "encoder_certificate",
             "noise_multiplier",
             "steps",
             "training_seconds",
@@ -365,7 +364,6 @@ def test_certificates_hold_at_the_site_and_after_aggregation(tmp_path: Path) -> 
             inputs = round_inputs(study, table, number, decoder=decoder.arrays(), state=states[name])
             result = run(inputs)
             updates[name], states[name] = result.update, result.state
-            assert result.diagnostics["encoder_certificate"] <= ENCODER_BOUND
             weights = [a for n, a in result.state.items() if n.startswith("encoder.") and n.endswith("weight")]
             assert math.prod(float(torch.linalg.matrix_norm(w.double(), 2)) for w in weights) <= ENCODER_BOUND
         strategy.aggregate(updates)

@@ -8,25 +8,12 @@ from typing import Annotated, Literal
 import typer
 
 from client.ledger_commands import app as ledger_app
-from common.console import results, run_cli, show_version, write_json
+from common.console import new_app, results, run_cli, write_json
 from common.errors import DataError, ExitCode
 
-app = typer.Typer(
-    help="The hospital's side of a Cohortium study.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = new_app("The hospital's side of a Cohortium study.")
+
 app.add_typer(ledger_app, name="ledger")
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
-    """The hospital's side of a Cohortium study."""
 
 
 @app.command()

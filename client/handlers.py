@@ -290,6 +290,6 @@ def _read_data(path: Path, _time: int, _size: int, out_of_bounds: OutOfBounds, p
 def _open_study(path: Path, _time: int) -> Study:
     protocol = Protocol.from_json(json.loads(path.read_text(encoding="utf-8")))
     encoding = TableEncoding(protocol.schema)
-    decoder = Decoder(encoding, protocol.study.model)
+    decoder = Decoder(encoding, protocol.study.model, initialise=False)  # for its shapes only
     shapes = {name: tuple(value.shape) for name, value in decoder.named_parameters()}
     return Study(protocol, encoding, shapes, path.parent)

@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -38,6 +38,21 @@ def show_version(wanted: bool) -> None:
     if wanted:
         print(distribution_version())
         raise typer.Exit
+
+
+def new_app(text: str) -> typer.Typer:
+    """A command line with the help `text` and a `--version` option, quiet about tracebacks (see `run_cli`)."""
+    app = typer.Typer(help=text, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+    @app.callback()
+    def options(
+        version: Annotated[
+            bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
+        ] = False,
+    ) -> None:
+        pass
+
+    return app
 
 
 def run_cli(app: typer.Typer, prog: str) -> None:

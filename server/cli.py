@@ -7,14 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from common.console import progress, results, run_cli, show_version, write_json
+from common.console import new_app, progress, results, run_cli, write_json
 
-app = typer.Typer(
-    help="The coordinator's side of a Cohortium study.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = new_app("The coordinator's side of a Cohortium study.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
@@ -22,15 +17,6 @@ Out = Annotated[Path, typer.Option(help="Directory for the results; must not exi
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of study.toml.")
 ]
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
-    """The coordinator's side of a Cohortium study."""
 
 
 @app.command()
@@ -110,9 +96,8 @@ def _run(protocol: Any, sites: Path, out: Path, test: Path | None, *, as_json: b
     # Everything that can be wrong with the input is found before Flower starts.
     tables = load_sites(sites, protocol)
     held_out = read_table(test, protocol.schema)[0] if test else None
-    decoder = build_decoder(protocol, seed=0)
-    parameters = sum(parameter.numel() for parameter in decoder.parameters())
-    require_useful_noise(protocol.study, parameters, {name: len(table) for name, table in tables.items()})
+    patients = {name: len(table) for name, table in tables.items()}
+    require_useful_noise(protocol.study, build_decoder(protocol, seed=0).size, patients)
     files = claim_output(out.resolve())
     with show_rounds(protocol.study.training.rounds, quiet=quiet) as on_round:
         result = run_simulation(protocol, sites, tables, files, on_round)

@@ -92,8 +92,7 @@ class LipschitzFedAvg(Strategy):
         if len(self.members) < training.min_sites:
             raise ValueError(f"{len(self.members)} members, but min_sites is {training.min_sites}")
         patients = sum(member.patients for member in self.members)
-        self.parameters = sum(parameter.numel() for parameter in self.decoder.parameters())
-        require_useful_noise(self.protocol.study, self.parameters, {m.site: m.patients for m in self.members})
+        require_useful_noise(self.protocol.study, self.decoder.size, {m.site: m.patients for m in self.members})
         self.weights = {member.site: member.patients / patients for member in self.members}
         self.shapes = {name: tuple(value.shape) for name, value in self.decoder.named_parameters()}
         self.constrained = training.mode != "none"
@@ -199,7 +198,7 @@ class LipschitzFedAvg(Strategy):
             arrays_digest(reply.update),
         )
         study = self.protocol.study
-        radius = largest_noisy_norm(study.training.update_norm, study.privacy.update_noise, self.parameters)
+        radius = largest_noisy_norm(study.training.update_norm, study.privacy.update_noise, self.decoder.size)
         if self.constrained and update_norm(reply.update) > radius * (1.0 + NORM_TOLERANCE):
             raise MessageError(f"the update's norm exceeds C = {radius:g}")
         return reply.update

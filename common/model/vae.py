@@ -45,6 +45,11 @@ class Decoder(nn.Module):
         """Natural parameters θ of the observation model."""
         return self.network(latent)
 
+    @property
+    def size(self) -> int:
+        """Number of parameters: the dimension of an update."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
     def arrays(self) -> dict[str, Tensor]:
         """The decoder's parameters by name, detached copies on the CPU in float32: what messages carry."""
         return {name: value.detach().to("cpu", torch.float32, copy=True) for name, value in self.named_parameters()}

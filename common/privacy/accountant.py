@@ -20,9 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Literal, get_args
-
-from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
+from typing import TYPE_CHECKING, Literal, get_args
 
 from common.errors import CohortiumError, ExitCode, StudyError
 from common.privacy.channel import (
@@ -58,6 +56,10 @@ from common.privacy.events import (
     UnboundedInfluence,
 )
 from common.privacy.gaussian import SMALLEST_MULTIPLIER, composed_noise_multiplier, gaussian_epsilon
+from common.privacy.memory import remembered
+
+if TYPE_CHECKING:
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 Adversary = Literal["public", "member", "coordinator"]
 Accountant = Literal["analytic Gaussian", "PLD", "RDP", "none"]
@@ -246,7 +248,7 @@ def canonical(mechanisms: Mapping[Mechanism, int]) -> Composition:
     return tuple(sorted(mechanisms.items(), key=lambda item: (type(item[0]).__name__, item)))
 
 
-@lru_cache(maxsize=4096)
+@remembered
 def _smallest_epsilon(composition: Composition, delta: float) -> tuple[float, Accountant]:
     """The smallest valid upper bound on ε, and whose it is."""
     if not composition:

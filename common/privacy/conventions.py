@@ -6,6 +6,9 @@ deviation to the RDP accountant under every relation, and a shift of two to the 
 reads the multiplier in add/remove units. RDP refuses Poisson sampling under REPLACE_ONE; PLD has no sampling without
 replacement. So every mechanism is first written in *our* units (the frozen values below), and only the functions here
 translate them for an accountant.
+
+dp_accounting takes a second to import, which a site that adds no noise, or finds its numbers in its memory, need not
+wait for: it is imported where it is needed.
 """
 
 from __future__ import annotations
@@ -14,18 +17,14 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-from dp_accounting import (
-    DpEvent,
-    GaussianDpEvent,
-    NeighboringRelation,
-    SampledWithoutReplacementDpEvent,
-)
-from dp_accounting.pld import privacy_loss_distribution
-from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
-from dp_accounting.rdp import RdpAccountant, compute_epsilon
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 UNIT = "one patient"
 RELATION = "replacing the content of one patient slot at one site; patient numbers are public"
@@ -104,6 +103,9 @@ def gaussian_pld(noise_multiplier: float, step: float) -> PrivacyLossDistributio
     The shift is in ν already, so the library's relation that does not double it is the right one; its result is
     symmetric and composes with replace-one PLDs.
     """
+    from dp_accounting import NeighboringRelation
+    from dp_accounting.pld import privacy_loss_distribution
+
     return privacy_loss_distribution.from_gaussian_mechanism(
         noise_multiplier,
         value_discretization_interval=step,
@@ -116,6 +118,9 @@ def poisson_pld(sampling_probability: float, add_remove_multiplier: float, step:
 
     The dominating pair is (1−q)N(0) + qN(±1) (Doroshenko et al. 2022): REPLACE_ONE wants add/remove units.
     """
+    from dp_accounting import NeighboringRelation
+    from dp_accounting.pld import privacy_loss_distribution
+
     return privacy_loss_distribution.from_gaussian_mechanism(
         add_remove_multiplier,
         sampling_prob=sampling_probability,
@@ -132,6 +137,9 @@ def rdp_curve(mechanism: Mechanism) -> tuple[float, ...] | None:
     """
     if isinstance(mechanism, PoissonGaussian):
         return None
+    from dp_accounting import GaussianDpEvent, NeighboringRelation, SampledWithoutReplacementDpEvent
+    from dp_accounting.rdp import RdpAccountant
+
     event: DpEvent = GaussianDpEvent(mechanism.noise_multiplier)
     if isinstance(mechanism, OneOfManyGaussian):
         event = SampledWithoutReplacementDpEvent(mechanism.patients, 1, event)
@@ -143,6 +151,8 @@ def rdp_curve(mechanism: Mechanism) -> tuple[float, ...] | None:
 
 def rdp_epsilon(composition: Iterable[tuple[Mechanism, int]], delta: float) -> float:
     """ε by Rényi differential privacy of a composition; infinity where RDP has no valid bound."""
+    from dp_accounting.rdp import RdpAccountant, compute_epsilon
+
     orders = RdpAccountant().orders
     total: NDArray[np.float64] = np.zeros(len(orders))
     for mechanism, count in composition:

@@ -11,9 +11,7 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
-from dp_accounting import get_epsilon_gaussian, get_sigma_gaussian
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import log_ndtr
 
 # Below this multiplier ε exceeds 1/(2ν²) = 500,000: calling it infinite loses no statement, and no search diverges.
 SMALLEST_MULTIPLIER = 1e-3
@@ -28,6 +26,8 @@ def gaussian_delta(epsilon: ArrayLike, noise_multiplier: float) -> NDArray[np.fl
 
     `noise_multiplier` is ν in replace units, positive. Computed in logarithms, so small values keep their digits.
     """
+    from scipy.special import log_ndtr  # as in conventions.py: where it is needed
+
     eps = np.asarray(epsilon, dtype=np.float64)
     half = 0.5 / noise_multiplier
     upper = log_ndtr(half - eps * noise_multiplier)
@@ -42,6 +42,8 @@ def gaussian_epsilon(delta: float, noise_multiplier: float) -> float:
         return 0.0
     if delta <= 0 or noise_multiplier < SMALLEST_MULTIPLIER:
         return math.inf
+    from dp_accounting import get_epsilon_gaussian
+
     epsilon = float(get_epsilon_gaussian(noise_multiplier, delta))
     return 0.0 if epsilon == 0 else epsilon * (1 + _SEARCH_SLACK) + _SEARCH_SLACK
 
@@ -50,6 +52,8 @@ def gaussian_noise_multiplier(epsilon: float, delta: float) -> float:
     """The smallest ν in replace units, rounded up, for which one release is (ε, δ)-DP; `ValueError` if none is."""
     if not (epsilon > 0 and 0 < delta < 1):
         raise ValueError(f"calibration needs epsilon > 0 and 0 < delta < 1, got {epsilon!r} and {delta!r}")
+    from dp_accounting import get_sigma_gaussian
+
     return max(float(get_sigma_gaussian(epsilon, delta)) * (1 + _CALIBRATION_SLACK), SMALLEST_MULTIPLIER)
 
 

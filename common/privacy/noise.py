@@ -12,7 +12,6 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import ndtri
 from torch import Tensor
 
 
@@ -50,6 +49,8 @@ class RandomNumbers:
         """`size` standard normal numbers, by inversion of the uniform ones."""
         if self._generator is not None:
             return self._generator.standard_normal(size)
+        from scipy.special import ndtri  # takes a moment to import, which a site without noise need not wait for
+
         return ndtri(self.uniform(size))
 
     def sample(self, size: int, probability: float) -> NDArray[np.int64]:

@@ -64,7 +64,16 @@ def summary_table(summary: dict[str, Any]) -> RichTable:
         table.add_row("exposure", f"a site moves the global decoder by at most {max(moves):.3f} a round (2wC)")
     else:
         table.add_row("exposure", "unbounded (non-private reference)")
+    released = {site: e["released_rows"] for site, e in summary["exposure"].items() if "released_rows" in e}
+    if released:
+        by_site = ", ".join(f"{site} {rows}" for site, rows in released.items())
+        table.add_row("released rows", f"{sum(released.values())} through the stochastic channel ({by_site})")
     table.add_row("formal privacy", summary["epsilon_in_words"])
+    if len(summary["lines"]) > 1:
+        for line in summary["lines"]:
+            value = line["epsilon"] if isinstance(line["epsilon"], str) else f"{line['epsilon']:.3g}"
+            given = ", conditional on the encoder and decoder" if line["conditional"] else ""
+            table.add_row("largest ε", f"{value}: {line['applies_to']}{given}")
     fidelity = summary["fidelity"]
     table.add_row(
         "fidelity",

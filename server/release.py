@@ -11,19 +11,22 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.digest import sha256_of_file
-from common.errors import VerifyError
+from common.errors import OutputError, VerifyError
 from common.evaluation.metrics import evaluate
 from common.files import write_atomic
 from common.privacy.events import Event
 from common.privacy.ledger import Ledger
-from common.privacy.statement import epsilon_in_words, largest_epsilon, privacy_statement
+from common.privacy.ledger_entries import Findings
+from common.privacy.statement import epsilon_in_words, largest_epsilon, largest_lines, privacy_statement
+from common.privacy.statement_schema import problem_of
 from common.signing import load_public_key, open_envelope, public_pem, sign, statement_for, verify_files
 from common.table import Table, read_table
 from server.report import render_report
 from server.run import RunFiles
-from server.simulation import SimulationResult, verify_ledgers
+from server.simulation import SimulationResult
 
 SIMULATION_KEY = "simulation-key.pub"
+CHANNEL_RELEASE = "release.json"
 
 
 def release_simulation(result: SimulationResult, held_out: Table | None) -> dict[str, Any]:
@@ -34,15 +37,16 @@ def release_simulation(result: SimulationResult, held_out: Table | None) -> dict
     """
     files, protocol = result.files, result.protocol
     started = time.perf_counter()
-    heads = verify_ledgers(files)
     sites = json.loads(files.sites.read_text(encoding="utf-8"))
-    events: dict[str, list[Event]] = {}
-    for name in heads:
-        with Ledger(files.ledgers / f"{name}.sqlite", name) as ledger:
-            events[name] = [entry.event for entry in ledger.entries(protocol.digest)]
+    ledgers = inspect_ledgers(files)
+    heads = {name: (found.head.length, found.head.head) for name, found in ledgers.items()}
+    events: dict[str, list[Event]] = {
+        name: [entry.event for entry in found.entries if entry.study == protocol.digest]
+        for name, found in ledgers.items()
+    }
     patients = {name: joined["patients"] for name, joined in sites["joined"].items()}
     statement = privacy_statement(protocol, {name: events.get(name, []) for name in patients}, patients)
-    write_atomic(files.privacy, json.dumps(statement, indent=1))
+    write_statement(files.privacy, statement)
 
     cohort, _ = read_table(files.cohort_csv, protocol.schema, out_of_bounds="refuse")
     seed = protocol.study.study.seed or 0
@@ -58,14 +62,39 @@ def release_simulation(result: SimulationResult, held_out: Table | None) -> dict
     return summarise(result, sites, rounds, statement, metrics, cohort)
 
 
+def inspect_ledgers(files: RunFiles) -> dict[str, Findings]:
+    """What every site's ledger holds, once it is checked; `LedgerError` if one does not hold."""
+    found = {}
+    for path in sorted(files.ledgers.glob("*.sqlite")):
+        with Ledger(path, path.stem) as ledger:
+            found[path.stem] = ledger.inspect()
+    return found
+
+
+def write_statement(path: Path, statement: dict[str, Any]) -> None:
+    """Write privacy.json, unless it does not fit its own schema: then `OutputError`, and nothing is released."""
+    problem = problem_of(statement)
+    if problem is not None:
+        raise OutputError(
+            f"{path}: the privacy statement does not fit its schema: {problem}",
+            fix="nothing was released; report this as a defect of Cohortium, with the study and the ledgers",
+        )
+    write_atomic(path, json.dumps(statement, indent=1, allow_nan=False))
+
+
 def read_rounds(files: RunFiles) -> list[dict[str, Any]]:
     """The lines of rounds.jsonl."""
     return [json.loads(line) for line in files.rounds.read_text(encoding="utf-8").splitlines()]
 
 
 def released_files(files: RunFiles) -> list[Path]:
-    """What belongs to the release; the decoder and the sites' ledgers do not."""
+    """What belongs to the release; the decoder and the sites' ledgers do not.
+
+    A release through the sites' channels has a file of its own, which says how many rows came from where.
+    """
+    channel = files.out / CHANNEL_RELEASE
     return [
+        *([channel] if channel.exists() else []),
         files.cohort_csv,
         files.cohort_parquet,
         files.metrics,
@@ -93,15 +122,32 @@ def sign_release(files: RunFiles, study: str, ledger_heads: dict[str, tuple[int,
 
 
 def verify_release(directory: Path, key_path: Path | None) -> dict[str, Any]:
-    """Check signature and every file of a release; returns the statement. `VerifyError` names what differs."""
+    """Check signature, every file and the form of privacy.json; returns the signed statement.
+
+    `VerifyError` names what differs.
+    """
     manifest = RunFiles(directory).manifest
     try:
         envelope = json.loads(manifest.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise VerifyError(f"{manifest}: no readable manifest", fix="name the directory of a release") from None
     statement = open_envelope(envelope, load_public_key(key_path or directory / SIMULATION_KEY))
-    verify_files(directory, statement)
+    privacy = RunFiles(directory).privacy
+    if privacy.name in verify_files(directory, statement):
+        _check_statement(privacy)
     return statement
+
+
+def _check_statement(path: Path) -> None:
+    try:
+        problem = problem_of(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        problem = "it is not JSON"
+    if problem is not None:
+        raise VerifyError(
+            f"{path}: signed, but it does not fit the schema of a privacy statement: {problem}",
+            fix="verify with the version of Cohortium that made the release, or ask for a corrected one",
+        )
 
 
 def summarise(
@@ -127,6 +173,10 @@ def summarise(
         "certificate_bound": study.model.decoder_lipschitz if study.training.mode != "none" else None,
         "epsilon": largest_epsilon(statement),
         "epsilon_in_words": epsilon_in_words(statement),
+        "lines": [
+            {"applies_to": population, "conditional": conditional, "epsilon": value}
+            for (population, conditional), value in largest_lines(statement).items()
+        ],
         "exposure": exposure,
         "rows": len(cohort),
         "fidelity": {
@@ -148,6 +198,7 @@ PURPOSES = {
     "rounds.jsonl": "one line a round: sites, certificate",
     "sites.json": "who took part, with which weight",
     "study.json": "the protocol as approved",
+    CHANNEL_RELEASE: "where the cohort's rows come from, by site",
     "manifest.dsse.json": "signed SHA-256 of every released file",
     SIMULATION_KEY: "public key of the manifest",
     "decoder.safetensors": "the global decoder (not part of the release)",

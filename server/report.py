@@ -48,6 +48,8 @@ def render_report(
         statement=statement,
         epsilon=epsilon_in_words(statement),
         exposures={entry["site"]: entry for entry in statement["entries"]},
+        lines=_lines(statement),
+        released=_released(statement),
         adversaries=ADVERSARIES,
         metrics=metrics,
         columns=protocol.schema.columns,
@@ -56,6 +58,27 @@ def render_report(
         certificates=certificates(rounds, bound),
         version=version("cohortium"),
     )
+
+
+def _lines(statement: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every line with its site and the adversaries against whom it holds alike; none where each site has only one."""
+    if all(len(entry["lines"]) == 1 for entry in statement["entries"]):
+        return []
+    found: list[dict[str, Any]] = []
+    for entry in statement["entries"]:
+        for line in entry["lines"]:
+            alike = next((row for row in found if (row["site"], row["line"]) == (entry["site"], line)), None)
+            if alike is None:
+                found.append({"site": entry["site"], "line": line, "adversaries": [entry["adversary"]]})
+            else:
+                alike["adversaries"].append(entry["adversary"])
+    return sorted(found, key=lambda row: row["site"])
+
+
+def _released(statement: Mapping[str, Any]) -> dict[str, int]:
+    """Rows that left through the stochastic channel, by site."""
+    rows = {entry["site"]: entry["exposure"].get("released_rows", 0) for entry in statement["entries"]}
+    return {site: count for site, count in rows.items() if count}
 
 
 def _fixed(value: float | str | None) -> str:

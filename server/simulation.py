@@ -20,7 +20,6 @@ import numpy as np
 
 from common.errors import CohortiumError, DataError, ExitCode, FederationError, OutputError
 from common.files import write_atomic
-from common.privacy.ledger import Ledger
 from common.study import SITE_NAME, Protocol
 from common.table import Table, read_table
 from server.run import RUN_VARIABLE, RunFiles, RunSettings
@@ -29,6 +28,7 @@ POLL_SECONDS = 0.2
 GRACE_SECONDS = 5.0
 WORK, SITES = ".work", "sites"
 LEAST_FREE_BYTES = 1 << 20
+MOST_ROWS = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _lay_out_sites(work: Path, directory: Path, names: list[str]) -> None:
             path,
             f'[site]\nname = {json.dumps(name)}\ndata = {data}\nstate = "state"\nthreads = 1\n'
             '[policy]\nsimulation = true\nmin_patients = 1\nmodes = ["constrained", "dpsgd", "none"]\n'
-            "max_update_norm = 1e9\n",
+            f"max_update_norm = 1e9\nmax_release_rows = {MOST_ROWS}\n",
         )
         paths.append(str(path))
     write_atomic(work / "sites.json", json.dumps(paths))
@@ -238,15 +238,6 @@ def _collect(work: Path, files: RunFiles) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.move(source, target)
     shutil.rmtree(work, ignore_errors=True)
-
-
-def verify_ledgers(files: RunFiles) -> dict[str, tuple[int, str]]:
-    """Length and head of every site's ledger, its chain checked; `LedgerError` if one does not hold."""
-    found = {}
-    for path in sorted(files.ledgers.glob("*.sqlite")):
-        with Ledger(path, path.stem) as ledger:
-            found[path.stem] = ledger.verify()
-    return found
 
 
 def _stopped_message(files: RunFiles) -> str:

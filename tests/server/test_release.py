@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from rich.console import Console
 
 from common.encoding import TableEncoding
-from common.errors import ExitCode, LedgerError, VerifyError
+from common.errors import ExitCode, LedgerError, OutputError, VerifyError
 from common.generation import sample_prior
-from common.privacy.events import BoundedInfluence
+from common.privacy.events import BoundedInfluence, ChannelRelease
 from common.privacy.ledger import Ledger
 from common.schema import parse_schema
 from common.signing import public_pem
@@ -22,7 +24,15 @@ from common.study import Protocol, Study
 from common.table import Table
 from server.checkpoint import build_decoder, save_checkpoint
 from server.cohort import write_cohort
-from server.release import SIMULATION_KEY, release_simulation, released_files, verify_release
+from server.progress import summary_table
+from server.release import (
+    SIMULATION_KEY,
+    release_simulation,
+    released_files,
+    sign_release,
+    verify_release,
+    write_statement,
+)
 from server.run import RunFiles
 from server.simulation import SimulationResult
 
@@ -57,8 +67,10 @@ def make_table(protocol: Protocol, rows: int, seed: int) -> Table:
     return Table(protocol.schema, np.column_stack([age, sex, (random.random(rows) < 0.4).astype(float)]))
 
 
-def make_result(out: Path, protocol: Protocol, extra_sites: dict[str, str] | None = None) -> SimulationResult:
-    """What `simulate` leaves behind."""
+def make_result(
+    out: Path, protocol: Protocol, extra_sites: dict[str, str] | None = None, channel: ChannelRelease | None = None
+) -> SimulationResult:
+    """What `simulate` leaves behind; with `channel` every site released its rows through it."""
     files, total = RunFiles(out), sum(PATIENTS.values())
     out.mkdir()
     decoder = build_decoder(protocol, 0)
@@ -85,10 +97,16 @@ def make_result(out: Path, protocol: Protocol, extra_sites: dict[str, str] | Non
         with Ledger(files.ledgers / f"{site}.sqlite", site) as ledger:
             for number in (1, 2):
                 ledger.record(protocol.digest, BoundedInfluence(number, 0.5, n / total), "d" * 64)
+            if channel is not None:
+                ledger.record(protocol.digest, channel, "e" * 64)
         (files.ledgers / f"{site}.key").unlink()  # the key stays at the site
     tables = sample_prior(decoder, TableEncoding(protocol.schema), protocol.study.release.rows, 0)
     write_cohort(tables, protocol.schema, files.cohort_csv, files.cohort_parquet)
     return SimulationResult(protocol, files, make_table(protocol, total, 1), {"federation": 1.0})
+
+
+# Noise multiplier 1 at 50 patients drawn from.
+CHANNEL = ChannelRelease(3, 100, 50, 4.0, 4.0, 0.0, 12.0, False)
 
 
 @pytest.fixture(scope="module")
@@ -265,3 +283,79 @@ def test_an_edited_ledger_stops_the_release(tmp_path: Path) -> None:
 def test_dollar_signs_are_no_mathematics(tmp_path: Path, column: str, level: str) -> None:
     release_simulation(make_result(tmp_path / "out", make_protocol(column, level)), None)
     assert column in Page((tmp_path / "out" / "report.html").read_text()).text
+
+
+def screen(summary: dict[str, Any]) -> str:
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(summary_table(summary))
+    return captured.get()
+
+
+def test_a_channel_release_is_told_in_report_screen_and_bundle(tmp_path: Path) -> None:
+    result = make_result(tmp_path / "out", make_protocol(), channel=CHANNEL)
+    (tmp_path / "out" / "release.json").write_text(json.dumps({"method": "channel", "rows": {"anna": 100}}))
+    summary = release_simulation(result, None)
+    text = Page(result.files.report.read_text()).text
+    assert "and 200 rows through the stochastic channel" in text and "anna: 100" in text and "berta: 100" in text
+    assert "conditional on the encoder and decoder" in text and "σ_z/Δ = 1" in text
+    assert "This line holds only given the encoder and decoder" in text
+    signed = {subject["name"] for subject in verify_release(result.files.out, None)["subject"]}
+    assert "release.json" in signed and "cohort" in summary["files"]["release.json"]
+    assert [(line["applies_to"], line["conditional"]) for line in summary["lines"]] == [
+        ("every patient", False),
+        ("every patient", True),
+    ]
+    shown = screen(summary)
+    assert "200 through the stochastic channel (anna 100, berta 100)" in shown
+    assert "infinity: every patient" in shown and "every patient, conditional on the encoder and decoder" in shown
+    json.dumps(summary, allow_nan=False)
+
+
+def test_roles_give_two_lines_in_report_and_screen(tmp_path: Path) -> None:
+    result = make_result(tmp_path / "out", make_protocol(), channel=replace(CHANNEL, role="release"))
+    shown = screen(release_simulation(result, None))
+    text = Page(result.files.report.read_text()).text
+    assert "ε is infinite for fit patients (the updates carry no noise)" in text and "release patients" in text
+    assert "infinity: fit patients" in shown and "release patients" in shown
+
+
+def test_without_a_channel_release_nothing_is_said_of_one(release: tuple[Path, dict[str, Any]]) -> None:
+    text = (release[0] / "report.html").read_text()
+    shown = screen(release[1])
+    assert "through the" not in text and "channel" not in text and "applies to" not in text
+    assert "channel" not in shown and "largest ε" not in shown
+
+
+def test_a_statement_that_does_not_fit_its_schema_is_not_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.release.privacy_statement", lambda *_: {"schema_version": 2})
+    result = make_result(tmp_path / "out", make_protocol())
+    with pytest.raises(OutputError, match=r"does not fit its schema: study: Field required"):
+        release_simulation(result, None)
+    assert not result.files.privacy.exists() and not result.files.manifest.exists()
+    with pytest.raises(OutputError):
+        write_statement(tmp_path / "privacy.json", {})
+
+
+@pytest.mark.parametrize("change", ["negative", "NaN", "text"])
+def test_a_signed_statement_that_does_not_fit_is_refused(tmp_path: Path, change: str) -> None:
+    result = make_result(tmp_path / "out", make_protocol())
+    release_simulation(result, None)
+    document = json.loads(result.files.privacy.read_text())
+    document["entries"][0]["lines"][0]["epsilon"] = -1.0 if change == "negative" else float("nan")
+    result.files.privacy.write_text("no JSON" if change == "text" else json.dumps(document))
+    sign_release(result.files, result.protocol.digest, {})
+    with pytest.raises(VerifyError, match="it is not JSON" if change == "text" else r"entries\.0\.lines\.0\.epsilon"):
+        verify_release(result.files.out, None)
+
+
+def test_a_bundle_without_a_statement_still_verifies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = make_result(tmp_path / "out", make_protocol())
+    release_simulation(result, None)
+    without = [path for path in released_files(result.files) if path != result.files.privacy]
+    monkeypatch.setattr("server.release.released_files", lambda _: without)
+    sign_release(result.files, result.protocol.digest, {})
+    result.files.privacy.write_text("{}")
+    verify_release(result.files.out, None)

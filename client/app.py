@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 from client.handlers import Site
 from client.site import SiteConfig, load_site
 from common.errors import CohortiumError, SiteError
-from common.messages import JoinReply, Status, TrainReply
+from common.messages import JoinReply, ReleaseReply, Status, TrainReply
 
 app = ClientApp()
 SIMULATION_VARIABLE = "COHORTIUM_SIMULATION"
@@ -33,6 +33,14 @@ def train(message: Message, context: Context) -> Message:
     """Train one round and reply with the projected update."""
     site = open_site(context)
     reply = site.train(message.content) if site else TrainReply(Status.SITE_MISCONFIGURED, "", "", 0)
+    return Message(content=reply.to_record(), reply_to=message)
+
+
+@app.query("release")
+def release(message: Message, context: Context) -> Message:
+    """Reply with synthetic rows of the site's own channel."""
+    site = open_site(context)
+    reply = site.release(message.content) if site else ReleaseReply(Status.SITE_MISCONFIGURED, "", "")
     return Message(content=reply.to_record(), reply_to=message)
 
 

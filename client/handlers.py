@@ -11,39 +11,57 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from client.budget import Budget
+from client.device import pick_device
+from client.generation import ChannelInputs, channel_rows, synthetic_encoder
+from client.patients import Enrolled, load_patients, released_patients, trained_patients
 from client.site import SiteConfig
-from client.state import SiteState, StateError, load_state, save_state
+from client.state import (
+    Released,
+    SiteState,
+    StateError,
+    load_released,
+    load_state,
+    save_released,
+    save_state,
+)
 from client.trainers import MODES, RoundInputs
 from client.trainers.base import NonFiniteLossError
+from client.trainers.local import load_encoder
 from common.encoding import EncodedTable, TableEncoding
 from common.errors import CohortiumError, DataError, LedgerError, OutputError, SchemaError, SiteError, StudyError
 from common.files import append_line, write_atomic
 from common.messages import (
     JoinReply,
     JoinRequest,
-    MessageError,
+    ReleaseReply,
+    ReleaseRequest,
     Status,
     TrainReply,
     TrainRequest,
-    arrays_digest,
+    read_release_header,
     read_train_header,
 )
 from common.model.vae import Decoder
 from common.privacy.accountant import BudgetError, check_delta
+from common.privacy.channel_release import channel_event, fit_patients
+from common.privacy.events import ChannelRelease
 from common.privacy.ledger import Ledger
-from common.privacy.ledger_keys import SignedHead
+from common.privacy.ledger_keys import SignedHead, load_key
+from common.privacy.memory import remembering
+from common.records import MessageError, arrays_digest, values_digest
 from common.study import Protocol
-from common.table import OutOfBounds, read_table
 
 CODES: tuple[tuple[type[Exception], Status], ...] = (
     (MessageError, Status.BAD_REQUEST),
@@ -58,6 +76,9 @@ CODES: tuple[tuple[type[Exception], Status], ...] = (
     (SiteError, Status.SITE_MISCONFIGURED),
     (OSError, Status.STORAGE_FAILED),
 )
+
+
+ENROLLED = "enrolled.json"
 
 
 class RefusedError(CohortiumError):
@@ -82,6 +103,11 @@ class Study:
         """The training state of this study."""
         return self.folder / "state.safetensors"
 
+    @property
+    def released_path(self) -> Path:
+        """The rows released through the channel."""
+        return self.folder / "released.safetensors"
+
 
 class Site:
     """One hospital answering requests under its own policy."""
@@ -97,14 +123,19 @@ class Site:
             objections = self.config.objections(protocol)
             if objections:
                 raise RefusedError(Status.REFUSED_BY_POLICY, "; ".join(objections))
-            patients = len(_load_data(self.config, protocol))
+            data = load_patients(self.config, protocol)
+            patients = len(data)
             self._check_patients(protocol, patients)
             warning = self._check_delta(protocol, patients)
             folder = self._folder(protocol.digest)
             with self._ledger() as ledger:
                 ledger.require_key()  # a site that could not spend must not join
-                head = ledger.head()
-                whole = Budget.of(protocol, self.config.policy, patients).approve(ledger.entries())
+                head, entries = ledger.head(), ledger.entries()
+            if any(entry.study == protocol.digest for entry in entries):  # joins again: with the same table only
+                self._enrolled(folder, protocol, data)
+            with self._remembering():
+                whole = Budget.of(protocol, self.config.policy, patients).approve(entries)
+            Enrolled.of(data).save(folder / ENROLLED)
             write_atomic(folder / "protocol.json", json.dumps(protocol.to_json(), indent=1))
             if warning is not None:
                 self._log("warning", study=protocol.digest, reason=warning)
@@ -125,11 +156,25 @@ class Site:
             if number > study.protocol.study.training.rounds:
                 raise RefusedError(Status.WRONG_ROUND, "the study has fewer rounds than the one asked for")
             request = TrainRequest.from_record(record, study.shapes)
-            update, head = self._answer(study, request)
+            with self._remembering():
+                update, head = self._answer(study, request)
             signed = (head.length, head.head, head.signature)
             return TrainReply(Status.OK, self.name, digest, number, update, *signed)
         except Exception as error:
             return TrainReply(self._explain(error, round=number), self.name, digest, number)
+
+    def release(self, record: Any) -> ReleaseReply:
+        """Answer the request for synthetic rows through the site's own channel, after the spend is durable."""
+        digest = ""
+        try:
+            digest = str(read_release_header(record)["study"])
+            study = self._accepted(digest)
+            request = ReleaseRequest.from_record(record, study.shapes)
+            with self._remembering():
+                rows, head = self._released(study, request)
+            return ReleaseReply(Status.OK, self.name, digest, rows, head.length, head.head, head.signature)
+        except Exception as error:
+            return ReleaseReply(self._explain(error), self.name, digest)
 
     def _answer(self, study: Study, request: TrainRequest) -> tuple[Mapping[str, Tensor], SignedHead]:
         """The update for this round: trained now, or the identical one if it was trained before.
@@ -142,9 +187,11 @@ class Site:
         state = load_state(study.state_path, request.study)
         training = study.protocol.study.training
         trainer = MODES[training.mode]
-        data = _load_data(self.config, study.protocol)
+        everyone = load_patients(self.config, study.protocol)
+        self._enrolled(study.folder, study.protocol, everyone)
+        data = trained_patients(everyone, study.protocol)
         event = trainer.event(study.protocol.study, request.round, request.weight, len(data))
-        budget = Budget.of(study.protocol, self.config.policy, len(data))
+        budget = Budget.of(study.protocol, self.config.policy, len(everyone))
         approve = budget.approve if budget.limited else None
         if approve is not None:
             with self._ledger() as ledger:
@@ -176,13 +223,81 @@ class Site:
             ledger.record(request.study, event, arrays_digest(update), approve)
             return update, ledger.head()
 
-    def _keep_countersignature(self, request: TrainRequest) -> None:
+    def _released(self, study: Study, request: ReleaseRequest) -> tuple[NDArray[np.float64], SignedHead]:
+        """The rows, made now or the identical ones made before, and the signed head of the ledger with their spend.
+
+        Nothing here compares a row with a patient: that would be a query. The gate is the schema and the site's policy.
+        """
+        settings, policy = study.protocol.study, self.config.policy
+        if settings.release.method != "channel" or request.rows > settings.release.rows:
+            raise RefusedError(Status.BAD_REQUEST, "the study releases no such rows through this site's channel")
+        if request.rows > policy.max_release_rows:
+            raise RefusedError(
+                Status.REFUSED_BY_POLICY,
+                f"{request.rows} rows were asked for, max_release_rows is {policy.max_release_rows}",
+            )
+        self._keep_countersignature(request)
+        data = load_patients(self.config, study.protocol)
+        self._enrolled(study.folder, study.protocol, data)
+        event = channel_event(settings, study.encoding.diameter, len(data), request.rows)
+        budget = Budget.of(study.protocol, policy, len(data))
+        approve = functools.partial(budget.approve, now=event) if budget.limited else None
+        if approve is not None:
+            with self._ledger() as ledger:
+                approve(ledger.entries())
+        base = arrays_digest(request.decoder)
+        released = load_released(study.released_path, request.study)
+        if released is None:
+            started = time.perf_counter()
+            released = Released(base, self._channel_rows(study, request, data, event))
+            save_released(study.released_path, request.study, released)
+            self._log("released", rows=request.rows, seconds=round(time.perf_counter() - started, 3))
+        elif released.base != base or len(released.rows) != request.rows:
+            raise RefusedError(Status.WRONG_ROUND, "the release was answered for another decoder or number of rows")
+        with self._ledger() as ledger:
+            ledger.record(request.study, event, values_digest(released.rows), approve)
+            return released.rows, ledger.head()
+
+    def _channel_rows(
+        self, study: Study, request: ReleaseRequest, data: EncodedTable, event: ChannelRelease
+    ) -> NDArray[np.float64]:
+        settings = study.protocol.study
+        decoder = Decoder(study.encoding, settings.model, initialise=False)
+        decoder.load_arrays(request.decoder)
+        seed = self._seed(study.protocol, event.round)
+        if settings.channel.encoder == "synthetic":
+            encoder = synthetic_encoder(decoder, study.encoding, settings, seed)
+        else:
+            state = load_state(study.state_path, request.study)
+            if state.round == 0:
+                raise RefusedError(Status.WRONG_ROUND, "the site has no encoder: it answered no round of this study")
+            encoder = load_encoder(study.encoding, settings, state.trainer)
+        return channel_rows(
+            ChannelInputs(
+                study=settings,
+                encoding=study.encoding,
+                data=released_patients(data, study.protocol),
+                encoder=encoder,
+                decoder=decoder,
+                event=event,
+                seed=None if settings.study.seed is None else seed,
+            )
+        )
+
+    def _keep_countersignature(self, request: TrainRequest | ReleaseRequest) -> None:
         """Store what the coordinator has seen of this ledger; a ledger that holds less is used no further."""
         if request.witness_key:
             with self._ledger() as ledger:
                 ledger.countersigned(
                     request.witness_key, request.witness_length, request.witness_head, request.witness_signature
                 )
+
+    @contextmanager
+    def _remembering(self) -> Iterator[None]:
+        """Calibration and approval cost their time once a study, and not once a message in a fresh process."""
+        key = load_key(self.config.site.state / "ledger.key")  # a site that could not spend must not work in vain
+        with remembering(self.config.site.state / "accounting.json", self.name, key):
+            yield
 
     def _ledger(self) -> Ledger:
         return Ledger(self.config.site.state / "ledger.sqlite", self.name)
@@ -201,6 +316,10 @@ class Site:
         return study
 
     def _check_patients(self, protocol: Protocol, patients: int) -> None:
+        try:
+            fit_patients(protocol.study, patients)
+        except StudyError as error:
+            raise RefusedError(Status.TOO_FEW_PATIENTS, error.message) from None
         least = max(self.config.policy.min_patients, protocol.study.release.min_patients_per_site)
         if patients < least:
             raise RefusedError(Status.TOO_FEW_PATIENTS, f"{patients} patients, at least {least} are needed")
@@ -209,6 +328,11 @@ class Site:
             raise RefusedError(
                 Status.DATA_UNUSABLE, f"the study declares {declared} patients for this site, the file has {patients}"
             )
+
+    def _enrolled(self, folder: Path, protocol: Protocol, data: EncodedTable) -> None:
+        """`DataError` unless these are the patients with whom the site joined."""
+        roles = protocol.study.channel.release_share > 0
+        Enrolled.load(folder / ENROLLED).require(data, self.config.site.data, roles=roles)
 
     def _check_delta(self, protocol: Protocol, patients: int) -> str | None:
         """A warning if the study's δ is large for this many patients; a refusal if it is too large."""
@@ -258,32 +382,6 @@ class Site:
             append_line(self.config.site.state / "site.jsonl", json.dumps({"time": now, "action": action} | fields))
         except (OSError, OutputError):
             return
-
-
-def pick_device(wish: str) -> torch.device:
-    """The device to train on; "auto" is CUDA when there is one. `SiteError` if the wish cannot be met."""
-    if wish == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(wish)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise SiteError("site.toml asks for CUDA and PyTorch finds no such device", fix='set device = "auto"')
-    return device
-
-
-def _load_data(config: SiteConfig, protocol: Protocol) -> EncodedTable:
-    """The site's encoded table; kept in memory between rounds while the file is unchanged."""
-    path = config.site.data
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})", fix="correct `data` in site.toml") from None
-    return _read_data(path, stat.st_mtime_ns, stat.st_size, config.policy.out_of_bounds, protocol)
-
-
-@functools.lru_cache(maxsize=32)
-def _read_data(path: Path, _time: int, _size: int, out_of_bounds: OutOfBounds, protocol: Protocol) -> EncodedTable:
-    table, _ = read_table(path, protocol.schema, out_of_bounds=out_of_bounds)
-    return TableEncoding(protocol.schema).encode(table)
 
 
 @functools.lru_cache(maxsize=8)

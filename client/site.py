@@ -37,6 +37,10 @@ class PolicySection(Section):
         default=None,
         description="refuse a study with which all studies of this site together would exceed this epsilon",
     )
+    max_release_rows: Annotated[int, Field(ge=0, strict=True)] = Field(
+        default=0,
+        description="most synthetic rows a study may draw through this site's own encoder; 0: no such release",
+    )
     simulation: bool = Field(
         default=False, description="allow seeded randomness and the non-private mode; only where no patient is real"
     )
@@ -61,6 +65,8 @@ class SiteConfig(Section):
             found.append(
                 f"update_norm {study.training.update_norm:g} exceeds this site's limit {self.policy.max_update_norm:g}"
             )
+        if study.release.method == "channel" and self.policy.max_release_rows == 0:
+            found.append("the study releases rows through this site's encoder (channel), max_release_rows allows none")
         if study.sites and self.site.name not in study.sites:
             found.append(f"the study declares its sites and {self.site.name!r} is not among them")
         return found

@@ -1,7 +1,7 @@
-"""What a site keeps between rounds: its encoder, its optimiser, and the last reply, for an identical resend.
+"""What a site keeps between rounds: its encoder, its optimiser, and what it sent last, for an identical resend.
 
-One safetensors file a study, written atomically and durably, so that a SuperNode may be killed at any moment. It is
-made of patient data and never leaves the site.
+Safetensors files in the study's folder, written atomically and durably, so that a SuperNode may be killed at any
+moment. They are made of patient data and never leave the site.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as save_arrays
 from safetensors.torch import save
 from torch import Tensor
 
@@ -19,6 +21,7 @@ from common.errors import SiteError
 from common.files import write_atomic
 
 SECTIONS = ("trainer", "reply")
+ROWS = "rows"
 
 
 class StateError(SiteError):
@@ -63,3 +66,36 @@ def save_state(path: Path, study: str, state: SiteState) -> None:
     header = json.dumps({"study": study, "round": state.round, "base": state.base})
     # Not `save_file`: on a full disk it raises an error of its own that is not an OSError.
     write_atomic(path, save(tensors, metadata={"cohortium": header}))
+
+
+@dataclass(frozen=True)
+class Released:
+    """The rows that went out, float64 (rows, columns), and `base`, the digest of the decoder that made them."""
+
+    base: str
+    rows: np.ndarray
+
+
+def load_released(path: Path, study: str) -> Released | None:
+    """The rows on disk, None if there are none; `StateError` if the file is damaged or of another study."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="np") as file:
+            header = json.loads((file.metadata() or {})["cohortium"])
+            rows = file.get_tensor(ROWS)
+        if header["study"] != study or rows.dtype != np.float64:
+            raise KeyError("study")
+        return Released(str(header["base"]), rows)
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError):
+        raise StateError(
+            f"{path}: the rows this site released are damaged or belong to another study",
+            fix="restore the file from a backup; fresh rows would be a new spend",
+        ) from None
+
+
+def save_released(path: Path, study: str, released: Released) -> None:
+    """Write durably; `OutputError` if that fails."""
+    header = json.dumps({"study": study, "base": released.base})
+    rows = np.ascontiguousarray(released.rows, dtype=np.float64)
+    write_atomic(path, save_arrays({ROWS: rows}, metadata={"cohortium": header}))

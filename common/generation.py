@@ -1,4 +1,4 @@
-"""Synthetic rows from the latent prior through a decoder, in batches of constant memory."""
+"""Synthetic rows from latent codes through a decoder; from the latent prior in batches of constant memory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from common.encoding import TableEncoding
 from common.errors import CohortiumError
@@ -28,16 +29,26 @@ def sample_prior(decoder: Decoder, encoding: TableEncoding, rows: int, seed: int
     seed = secrets.randbits(63) if seed is None else seed
     generator = torch.Generator().manual_seed(seed)
     uniform = np.random.Generator(np.random.PCG64(seed))
-    decoder = decoder.cpu().eval()
     latent_dim = decoder.network.linears[0].in_features
     for start in range(0, rows, BATCH_ROWS):
-        size = min(BATCH_ROWS, rows - start)
-        with torch.inference_mode():
-            chunks = torch.randn(size, latent_dim, generator=generator).split(CHUNK_ROWS)
-            levels = torch.cat([decoder.head.sample(decoder(latent), generator) for latent in chunks])
-        table = encoding.decode(levels.numpy(), uniform.random((size, len(encoding.columns))))
-        check_rows(table)
-        yield table
+        latent = torch.randn(min(BATCH_ROWS, rows - start), latent_dim, generator=generator)
+        yield decode_latent(decoder, encoding, latent, generator, uniform)
+
+
+def decode_latent(
+    decoder: Decoder,
+    encoding: TableEncoding,
+    latent: Tensor,
+    generator: torch.Generator,
+    uniform: np.random.Generator,
+) -> Table:
+    """One synthetic row a latent code (n, latent_dim), float32; checked against the schema."""
+    decoder = decoder.cpu().eval()
+    with torch.inference_mode():
+        levels = torch.cat([decoder.head.sample(decoder(chunk), generator) for chunk in latent.split(CHUNK_ROWS)])
+    table = encoding.decode(levels.numpy(), uniform.random((len(latent), len(encoding.columns))))
+    check_rows(table)
+    return table
 
 
 def check_rows(table: Table) -> None:

@@ -7,7 +7,6 @@ quotes content.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -16,19 +15,27 @@ from enum import StrEnum
 from typing import Any
 
 import numpy as np
-import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
-from common.digest import sha256_of
-from common.privacy.ledger_keys import HEAD_HEX, KEY_HEX, SIGNATURE_HEX
+from common.records import (
+    ARRAYS,
+    HEADER,
+    PROTOCOL_VERSION,
+    MessageError,
+    arrays_from_record,
+    arrays_to_record,
+    is_signed_head,
+    read_header,
+    values_from_record,
+    values_to_record,
+)
 from common.study import SITE_NAME
 
-PROTOCOL_VERSION = 1
 JOIN = "query.join"
 TRAIN = "train.round"
-ARRAYS, HEADER = "arrays", "header"
-NPY_OVERHEAD = 1024  # bytes a .npy header may add to the raw array
+RELEASE = "query.release"
+ROWS = "rows"
 
 
 class Exposure(StrEnum):
@@ -79,6 +86,16 @@ REPLY_FIELDS: dict[str, dict[str, Exposure]] = {
         "ledger_signature": Exposure.PUBLIC,
         "update": Exposure.ACCOUNTED,
     },
+    RELEASE: {
+        "version": Exposure.PUBLIC,
+        "status": Exposure.PUBLIC,
+        "site": Exposure.PUBLIC,
+        "study": Exposure.PUBLIC,
+        "ledger_length": Exposure.PUBLIC,
+        "ledger_head": Exposure.PUBLIC,
+        "ledger_signature": Exposure.PUBLIC,
+        "rows": Exposure.ACCOUNTED,
+    },
 }
 LEDGER_FIELDS: dict[str, type] = {"ledger_length": int, "ledger_head": str, "ledger_signature": str}
 WITNESS_FIELDS: dict[str, type] = {
@@ -89,6 +106,7 @@ WITNESS_FIELDS: dict[str, type] = {
 }
 NEVER_SENT = (
     "patient rows",
+    "which patients a synthetic row was drawn from",
     "encoder weights",
     "optimiser state",
     "losses and KL terms",
@@ -97,10 +115,6 @@ NEVER_SENT = (
     "certificates measured at the site",
     "texts and types of exceptions",
 )
-
-
-class MessageError(ValueError):
-    """A message that is not what the protocol says; the text is safe to log and to send."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +132,7 @@ class JoinRequest:
     @classmethod
     def from_record(cls, record: RecordDict) -> JoinRequest:
         """Read and check; `MessageError` if malformed."""
-        header = _header(record, {"version": int, "protocol": str})
+        header = read_header(record, {"version": int, "protocol": str})
         try:
             document = json.loads(str(header["protocol"]))
         except (ValueError, RecursionError):
@@ -153,7 +167,7 @@ class JoinReply:
     def from_record(cls, record: RecordDict) -> JoinReply:
         """Read and check; `MessageError` if malformed."""
         kinds = {"version": int, "status": str, "site": str, "study": str, "patients": int}
-        header = _header(record, kinds | LEDGER_FIELDS | {"ledger_key": str})
+        header = read_header(record, kinds | LEDGER_FIELDS | {"ledger_key": str})
         status = _status(header)
         _check_ledger_fields(header, status)
         reply = cls(status, **{name: header[name] for name in header if name not in ("version", "status")})
@@ -217,13 +231,14 @@ class TrainReply:
         if self.update is not None and self.status is not Status.OK:
             raise MessageError("only a reply with status ok carries an update")
         fields: dict[str, Any] = {"site": self.site, "study": self.study, "round": self.round}
-        return _reply_record(TRAIN, self.status, fields | _ledger_fields(self), self.update)
+        payload = None if self.update is None else ("update", arrays_to_record(self.update))
+        return _reply_record(TRAIN, self.status, fields | _ledger_fields(self), payload)
 
     @classmethod
     def from_record(cls, record: RecordDict, expected: Mapping[str, tuple[int, ...]]) -> TrainReply:
         """Read and check: fields, types, and for `Status.OK` names, shapes, dtype and finiteness of the update."""
         kinds = {"version": int, "status": str, "site": str, "study": str, "round": int}
-        header = _header(record, kinds | LEDGER_FIELDS)
+        header = read_header(record, kinds | LEDGER_FIELDS)
         status = _status(header)
         _check_ledger_fields(header, status)
         update = arrays_from_record(record.array_records.get(ARRAYS), expected) if status is Status.OK else None
@@ -233,111 +248,118 @@ class TrainReply:
 
 def read_train_header(record: RecordDict) -> dict[str, Any]:
     """Study, round, weight and countersignature of a training request, checked without touching its arrays."""
-    header = _header(record, {"version": int, "study": str, "round": int, "weight": float} | WITNESS_FIELDS)
-    signed = [header[name] for name in WITNESS_FIELDS]
-    if signed != [0, "", "", ""] and not _is_signed_head(*signed):
-        raise MessageError("the countersignature of the ledger's head is malformed")
+    header = read_header(record, {"version": int, "study": str, "round": int, "weight": float} | WITNESS_FIELDS)
+    _check_witness_fields(header)
     if int(header["round"]) < 1 or not 0.0 < float(header["weight"]) <= 1.0:
         raise MessageError("the round must be at least 1 and the weight in (0, 1]")
     return header
 
 
-def arrays_to_record(arrays: Mapping[str, Tensor]) -> ArrayRecord:
-    """Float32 tensors by name as a Flower record."""
-    return ArrayRecord(array_dict={name: Array(np.ascontiguousarray(a.numpy())) for name, a in arrays.items()})
+@dataclass(frozen=True)
+class ReleaseRequest:
+    """After the last round: the final global decoder, and how many rows the site shall draw through its channel.
 
-
-def arrays_from_record(record: ArrayRecord | None, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Float32 tensors with exactly the names and shapes of `expected`, all finite; else `MessageError`.
-
-    Sizes are compared before anything is decoded, so that an oversized array costs nothing.
+    The countersignature as in `TrainRequest`.
     """
-    if record is None:
-        raise MessageError("no arrays")
-    if set(record.keys()) != set(expected):
-        raise MessageError(f"arrays named differently than the study's {len(expected)} arrays")
-    arrays = {}
-    for name, shape in expected.items():
-        array = record[name]
-        limit = 4 * int(np.prod(shape)) + NPY_OVERHEAD
-        if array.dtype != "float32" or tuple(array.shape) != shape or len(array.data) > limit:
-            raise MessageError(f"array {name!r} is not float32 of shape {shape}")
-        try:
-            values = array.numpy()
-        except Exception:  # whatever NumPy makes of hostile bytes: an archive, a header that claims terabytes
-            raise MessageError(f"array {name!r} cannot be decoded") from None
-        if not isinstance(values, np.ndarray) or values.dtype != np.float32 or values.shape != shape:
-            raise MessageError(f"array {name!r} holds something else than it declares")
-        if not np.isfinite(values).all():
-            raise MessageError(f"array {name!r} has entries that are not finite")
-        arrays[name] = torch.from_numpy(values.copy())
-    return arrays
+
+    study: str
+    rows: int
+    decoder: Mapping[str, Tensor]
+    witness_length: int = 0
+    witness_head: str = ""
+    witness_signature: str = ""
+    witness_key: str = ""
+
+    def to_record(self) -> RecordDict:
+        """As Flower records."""
+        header = {"version": PROTOCOL_VERSION, "study": self.study, "rows": self.rows}
+        header |= {name: getattr(self, name) for name in WITNESS_FIELDS}
+        return RecordDict({HEADER: ConfigRecord(header), ARRAYS: arrays_to_record(self.decoder)})
+
+    @classmethod
+    def from_record(cls, record: RecordDict, expected: Mapping[str, tuple[int, ...]]) -> ReleaseRequest:
+        """Read and check against the shapes the study implies; `MessageError` if malformed."""
+        header = read_release_header(record)
+        decoder = arrays_from_record(record.array_records.get(ARRAYS), expected)
+        witness = {name: header[name] for name in WITNESS_FIELDS}
+        return cls(str(header["study"]), int(header["rows"]), decoder, **witness)
 
 
-def arrays_digest(arrays: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) over names, shapes and the exact bytes of float32 arrays."""
-    content = {
-        name: [list(a.shape), hashlib.sha256(np.ascontiguousarray(a.numpy()).tobytes()).hexdigest()]
-        for name, a in arrays.items()
-    }
-    return sha256_of(content)
+@dataclass(frozen=True)
+class ReleaseReply:
+    """Synthetic rows of one site, float64 (rows, columns) with NaN for missing, or the code that says why not.
+
+    With rows goes the end of the ledger in which they were spent; otherwise the ledger's fields are empty.
+    """
+
+    status: Status
+    site: str
+    study: str
+    rows: np.ndarray | None = None
+    ledger_length: int = 0
+    ledger_head: str = ""
+    ledger_signature: str = ""
+
+    def to_record(self) -> RecordDict:
+        """As Flower records."""
+        if self.rows is not None and self.status is not Status.OK:
+            raise MessageError("only a reply with status ok carries rows")
+        payload = None if self.rows is None else (ROWS, values_to_record(ROWS, self.rows))
+        fields = {"site": self.site, "study": self.study}
+        return _reply_record(RELEASE, self.status, fields | _ledger_fields(self), payload)
+
+    @classmethod
+    def from_record(cls, record: RecordDict, shape: tuple[int, int]) -> ReleaseReply:
+        """Read and check; for `Status.OK` the rows have exactly `shape`. Whether they fit the schema is not checked."""
+        header = read_header(record, {"version": int, "status": str, "site": str, "study": str} | LEDGER_FIELDS)
+        status = _status(header)
+        _check_ledger_fields(header, status)
+        rows = values_from_record(record.array_records.get(ARRAYS), ROWS, shape) if status is Status.OK else None
+        ledger = {name: header[name] for name in LEDGER_FIELDS}
+        return cls(status, str(header["site"]), str(header["study"]), rows, **ledger)
+
+
+def read_release_header(record: RecordDict) -> dict[str, Any]:
+    """Study, rows and countersignature of a release request, checked without touching its arrays."""
+    header = read_header(record, {"version": int, "study": str, "rows": int} | WITNESS_FIELDS)
+    _check_witness_fields(header)
+    if int(header["rows"]) < 1:
+        raise MessageError("the number of rows must be at least 1")
+    return header
 
 
 def _reply_record(
-    kind: str, status: Status, fields: Mapping[str, Any], update: Mapping[str, Tensor] | None = None
+    kind: str, status: Status, fields: Mapping[str, Any], payload: tuple[str, ArrayRecord] | None = None
 ) -> RecordDict:
+    """A reply's records; `payload` is the name under which its arrays are classified, and the arrays."""
     header = {"version": PROTOCOL_VERSION, "status": status.value, **fields}
-    names = set(header) | ({"update"} if update is not None else set())
+    names = set(header) | ({payload[0]} if payload is not None else set())
     unclassified = names - set(REPLY_FIELDS[kind])
     if unclassified:
         raise MessageError(f"fields {sorted(unclassified)} are not classified and must not leave the site")
     records: dict[str, ArrayRecord | ConfigRecord] = {HEADER: ConfigRecord(header)}
-    if update is not None:
-        records[ARRAYS] = arrays_to_record(update)
+    if payload is not None:
+        records[ARRAYS] = payload[1]
     return RecordDict(records)  # type: ignore[arg-type]
 
 
-def _ledger_fields(reply: JoinReply | TrainReply) -> dict[str, Any]:
+def _ledger_fields(reply: JoinReply | TrainReply | ReleaseReply) -> dict[str, Any]:
     return {name: getattr(reply, name) for name in LEDGER_FIELDS}
 
 
 def _check_ledger_fields(header: Mapping[str, Any], status: Status) -> None:
     """A reply that is ok says where the site's ledger ends; one that is not says nothing about it."""
     fields = [header[name] for name in LEDGER_FIELDS] + ([header["ledger_key"]] if "ledger_key" in header else [])
-    if status is Status.OK and not _is_signed_head(*fields):
+    if status is Status.OK and not is_signed_head(*fields):
         raise MessageError("the signed head of the site's ledger is missing or malformed")
     if status is not Status.OK and any(fields):
         raise MessageError("a reply without result carries the head of a ledger")
 
 
-def _is_signed_head(length: int, head: str, signature: str, key: str | None = None) -> bool:
-    """Whether these have the form of a signed head; who signed it is for the reader to check."""
-    return (
-        0 <= length < 1 << 63
-        and re.fullmatch(HEAD_HEX, head) is not None
-        and re.fullmatch(SIGNATURE_HEX, signature) is not None
-        and (key is None or re.fullmatch(KEY_HEX, key) is not None)
-    )
-
-
-def _header(record: RecordDict, fields: Mapping[str, type]) -> dict[str, Any]:
-    """The header's fields, exactly those named and of the types named; version checked first."""
-    header = record.config_records.get(HEADER)
-    if header is None:
-        raise MessageError("no header")
-    version = header.get("version")
-    if version != PROTOCOL_VERSION:
-        found = version if isinstance(version, int) else "that is no number"  # a peer's text is never repeated
-        raise MessageError(f"protocol version {found}, this side speaks {PROTOCOL_VERSION}")
-    if set(record.keys()) - {HEADER, ARRAYS}:
-        raise MessageError("records that the protocol does not know")
-    if set(header.keys()) != set(fields):
-        raise MessageError("the header's fields are not those of the protocol")
-    for name, kind in fields.items():
-        value = header[name]
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise MessageError(f"header field {name!r} is not of type {kind.__name__}")
-    return dict(header)
+def _check_witness_fields(header: Mapping[str, Any]) -> None:
+    signed = [header[name] for name in WITNESS_FIELDS]
+    if signed != [0, "", "", ""] and not is_signed_head(*signed):
+        raise MessageError("the countersignature of the ledger's head is malformed")
 
 
 def _status(header: Mapping[str, Any]) -> Status:

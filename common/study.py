@@ -113,8 +113,33 @@ class ReleaseSection(Section):
     """The synthetic cohort."""
 
     rows: int = Field(default=10_000, strict=True, ge=1, description="number of synthetic rows")
-    method: Literal["prior"] = Field(default="prior", description='"prior": the coordinator samples the latent prior')
+    method: Literal["prior", "channel"] = Field(
+        default="prior",
+        description='"prior": the coordinator samples the latent prior; "channel": every site draws rows from its own'
+        " patients through the stochastic channel, see [channel]",
+    )
     min_patients_per_site: Count = Field(default=1, description="a site with fewer patients is left out by name")
+
+
+class ChannelSection(Section):
+    """The stochastic channel of release.method = "channel" (privacy.md, section 2)."""
+
+    epsilon: Positive | None = Field(
+        default=None,
+        description="required by the channel: epsilon of every site's rows; fixes its noise",
+    )
+    latent_radius: Positive = Field(default=3.0, description="R: radius of the ball onto which every code is projected")
+    release_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="share of patient slots that only release and never train; 0: all do both, conditionally",
+    )
+    encoder: Literal["patients", "synthetic"] = Field(
+        default="patients",
+        description='"patients": the encoder of the training; "synthetic": a new one, fitted to the decoder\'s samples',
+    )
 
 
 class Study(Section):
@@ -127,6 +152,7 @@ class Study(Section):
     )
     privacy: PrivacySection = Field(default_factory=PrivacySection, description="what is promised and what is spent")
     release: ReleaseSection = Field(default_factory=ReleaseSection, description="the synthetic cohort")
+    channel: ChannelSection = Field(default_factory=ChannelSection, description="the channel of the release")
     sites: dict[Annotated[str, Field(pattern=f"^{SITE_NAME}$")], Count] = Field(
         default_factory=dict, description="optional: patients of every site, declared beforehand (name = number)"
     )
@@ -156,6 +182,7 @@ class Protocol:
                 fix="set update_noise = 0 or change the mode",
             )
         _check_dpsgd(study)
+        _check_channel(study)
 
     @cached_property
     def digest(self) -> str:
@@ -205,6 +232,30 @@ def _check_dpsgd(study: Study) -> None:
         )
 
 
+def _check_channel(study: Study) -> None:
+    """`StudyError` if the channel lacks its target or its bound, or another method has a setting only it reads."""
+    channel = study.channel
+    if study.release.method == "channel":
+        if channel.epsilon is None:
+            raise StudyError(
+                '[channel] epsilon is missing: release.method = "channel" calibrates its noise to it',
+                fix="set epsilon to what the rows of every site may spend, for example epsilon = 1.0",
+            )
+        if study.training.mode == "none":
+            raise StudyError(
+                'release.method = "channel" needs an encoder with a bound; training.mode = "none" has none',
+                fix='change the mode, or set release.method = "prior"',
+            )
+        return
+    default = ChannelSection()
+    changed = [name for name in ChannelSection.model_fields if getattr(channel, name) != getattr(default, name)]
+    if changed:
+        raise StudyError(
+            f'[channel] {", ".join(changed)} needs release.method = "channel" (found {study.release.method!r})',
+            fix='set release.method = "channel" or remove the section',
+        )
+
+
 def load_protocol(path: str | Path, overrides: Iterable[str] = ()) -> Protocol:
     """Read study.toml and the schema it names; `overrides` are "section.key=value" as in `--set`.
 
@@ -218,16 +269,21 @@ def load_protocol(path: str | Path, overrides: Iterable[str] = ()) -> Protocol:
     return Protocol(study, load_schema(path.parent / study.study.schema_path))
 
 
-def _apply_override(document: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    section, dot, name = key.strip().partition(".")
-    if not separator or not dot or not name:
-        raise StudyError(f"--set {override!r} is not section.key=value", fix="for example --set training.rounds=20")
+def parse_override(text: str, option: str = "--set") -> tuple[str, str, Any]:
+    """Section, key and value of "section.key=value"; `StudyError` naming `option` for another form."""
+    name, separator, written = text.partition("=")
+    section, dot, key = (part.strip() for part in name.partition("."))
+    if not separator or not dot or not section or not key:
+        raise StudyError(f"{option} {text!r} is not section.key=value", fix=f"for example {option} training.rounds=20")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        return section, key, tomllib.loads(f"value = {written}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text.strip()  # a bare word is meant as a string, as on any command line
+        return section, key, written.strip()  # a bare word is meant as a string, as on any command line
+
+
+def _apply_override(document: dict[str, Any], override: str) -> None:
+    section, key, value = parse_override(override)
     target = document.setdefault(section, {})
     if not isinstance(target, dict):
         raise StudyError(f"--set {override!r}: {section!r} is not a section", fix="use section.key=value")
-    target[name] = value
+    target[key] = value

@@ -1,4 +1,4 @@
-"""The ServerApp: load the protocol, gather the sites, run the rounds, sample the cohort."""
+"""The ServerApp: load the protocol, gather the sites, run the rounds, make the cohort."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from common.encoding import TableEncoding
 from common.errors import CohortiumError, FederationError
 from common.files import append_line, write_atomic
 from common.generation import sample_prior
-from common.messages import JOIN, JoinReply, JoinRequest, MessageError, Status
+from common.messages import JOIN, JoinReply, JoinRequest, Status
 from common.model.vae import Decoder
 from common.privacy.ledger_keys import SignedHead
+from common.records import MessageError
 from server.checkpoint import build_decoder, save_checkpoint
 from server.cohort import write_cohort
+from server.rows import gather_rows
 from server.run import RUN_VARIABLE, RunFiles, RunSettings
 from server.strategy import LipschitzFedAvg, Member, RoundReport
 from server.witness import Witness
@@ -67,7 +69,10 @@ def run_study(grid: Grid, settings: RunSettings, files: RunFiles, key: Ed25519Pr
         num_rounds=training.rounds,
         timeout=training.round_timeout,
     )
-    tables = sample_prior(decoder, TableEncoding(protocol.schema), protocol.study.release.rows, seed)
+    if protocol.study.release.method == "channel":
+        tables = gather_rows(grid, protocol, decoder, members, witness, files)
+    else:
+        tables = sample_prior(decoder, TableEncoding(protocol.schema), protocol.study.release.rows, seed)
     write_cohort(tables, protocol.schema, files.cohort_csv, files.cohort_parquet)
 
 

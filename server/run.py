@@ -85,6 +85,11 @@ class RunFiles:
         return self.out / "cohort.parquet"
 
     @property
+    def release(self) -> Path:
+        """Where the rows of the cohort come from, by site; only where the sites make them."""
+        return self.out / "release.json"
+
+    @property
     def failure(self) -> Path:
         """Why the ServerApp stopped, if it did."""
         return self.out / "failure.json"

@@ -20,10 +20,11 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from common.errors import FederationError
-from common.messages import TRAIN, MessageError, Status, TrainReply, TrainRequest, arrays_digest, arrays_to_record
+from common.messages import TRAIN, Status, TrainReply, TrainRequest
 from common.model.vae import Decoder
 from common.privacy.update import NORM_TOLERANCE, update_norm
 from common.privacy.update_noise import largest_noisy_norm, require_useful_noise
+from common.records import MessageError, arrays_digest, arrays_to_record
 from common.study import Protocol
 from server.witness import Witness
 

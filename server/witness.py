@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.errors import FederationError
 from common.files import write_atomic
-from common.messages import MessageError
 from common.privacy.ledger_keys import SignedHead, public_hex, sign_head
+from common.records import MessageError
 
 ROLLED_BACK = "the site's ledger was rolled back"
 

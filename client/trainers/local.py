@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from client.trainers.base import NonFiniteLossError, RoundInputs
+from common.encoding import TableEncoding
 from common.model.vae import Decoder, Encoder, negative_elbo
+from common.study import Study
 
 ADAM_BETAS = (0.9, 0.99)
 FINAL_RATE = 0.05  # the cosine schedule ends at this share of the peak learning rate
@@ -131,6 +133,13 @@ def restore_state(
         optimiser.state[parameter] = {
             key: state[f"adam.{key}.{name}"].to(parameter.device) for key in ("step", "exp_avg", "exp_avg_sq")
         }
+
+
+def load_encoder(encoding: TableEncoding, study: Study, state: Mapping[str, Tensor]) -> Encoder:
+    """The encoder that `capture_state` kept, on the CPU."""
+    encoder = Encoder(encoding, study.model, initialise=False)
+    encoder.load_state_dict({name: state[f"encoder.{name}"] for name, _ in encoder.named_parameters()})
+    return encoder
 
 
 def difference(trained: Decoder, start: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -42,6 +42,11 @@ class EncodedTable:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def take(self, rows: np.ndarray) -> EncodedTable:
+        """The rows with these numbers, in this order."""
+        index = torch.from_numpy(rows)
+        return EncodedTable(self.inputs[index], self.levels[index])
+
     def to(self, device: torch.device) -> EncodedTable:
         """The same rows on another device."""
         return EncodedTable(self.inputs.to(device), self.levels.to(device))

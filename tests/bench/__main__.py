@@ -3,7 +3,9 @@
 quality     federated, pooled, single-site and unconstrained models on real tables, over seeds
 simulate    wall-clock, peak memory and where the time goes in one `cohortium simulate`
 training    milliseconds a training step, and what the spectral projection costs
+channel     quality against ε: rows of the stochastic channel beside rows of the latent prior
 generation  synthetic rows a second on one core, and memory for many rows
+accounting  seconds that accountant and ledger take in a study of 18 sites and 60 rounds
 picture     the README's picture, from a finished `cohortium demo`
 """
 
@@ -21,17 +23,25 @@ def main() -> None:
     quality = commands.add_parser("quality", help="TSTR, KS, TV of every kind of run")
     simulate = commands.add_parser("simulate", help="time and memory of a simulation")
     training = commands.add_parser("training", help="time of a training step")
+    channel = commands.add_parser("channel", help="quality against epsilon")
     generation = commands.add_parser("generation", help="rows a second")
+    accounting = commands.add_parser("accounting", help="what accountant and ledger cost")
+    accounting.add_argument("run", type=Path, nargs="?", help="finished `simulate` of 18 sites, for its wall-clock")
+    accounting.add_argument("--wall-clock", type=float, help="seconds to compare with, instead of a run's")
     picture = commands.add_parser("picture", help="the README's picture")
     picture.add_argument("demo", type=Path, help="the demo's output directory")
     picture.add_argument("png", type=Path, help="where to write the picture")
-    for command in (quality, simulate, training, generation):
+    for command in (quality, simulate, training, channel, generation):
         command.add_argument("data", type=Path, help="folder with schema.json, sites/*.csv and test.csv")
         command.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
     quality.add_argument("--seeds", type=int, default=3)
     quality.add_argument("--rows", type=int, default=20_000, help="synthetic rows of every run")
     quality.add_argument("--runs", nargs="+", default=["federated", "pooled", "single", "unconstrained"])
     quality.add_argument("--out", type=Path, help="write every single result as JSON lines to this file")
+    channel.add_argument("--seeds", type=int, default=3)
+    channel.add_argument("--rows", type=int, default=20_000, help="synthetic rows of every release")
+    channel.add_argument("--epsilon", type=float, nargs="+", default=[0.3, 1.0, 3.0, 10.0, 100.0])
+    channel.add_argument("--radius", type=float, nargs="+", default=[1.0, 3.0])
     generation.add_argument("--rows", type=int, default=200_000)
     arguments = parser.parse_args()
 
@@ -42,8 +52,12 @@ def main() -> None:
         from tests.bench.simulate import run
     elif arguments.command == "training":
         from tests.bench.training import run
+    elif arguments.command == "channel":
+        from tests.bench.channel import run
     elif arguments.command == "generation":
         from tests.bench.generation import run
+    elif arguments.command == "accounting":
+        from tests.bench.accounting import run
     else:
         from tests.bench.picture import run
     run(arguments)

@@ -48,7 +48,7 @@ def test_the_defaults_are_the_careful_ones(tmp_path: Path) -> None:
 def test_every_key_is_read(tmp_path: Path) -> None:
     text = MINIMAL + (
         'device = "cuda:1"\nthreads = 3\n[policy]\nmodes = ["none", "constrained"]\nout_of_bounds = "refuse"\n'
-        "min_patients = 7\nmax_update_norm = 0.25\nmax_epsilon = 3\nsimulation = true\n"
+        "min_patients = 7\nmax_update_norm = 0.25\nmax_epsilon = 3\nmax_release_rows = 50\nsimulation = true\n"
     )
     loaded = load_site(write(tmp_path, text))
     assert (loaded.site.device, loaded.site.threads) == ("cuda:1", 3)
@@ -58,6 +58,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         "min_patients": 7,
         "max_update_norm": 0.25,
         "max_epsilon": 3.0,
+        "max_release_rows": 50,
         "simulation": True,
     }
 

@@ -207,6 +207,7 @@ def test_the_template_holds_every_key_with_its_meaning_and_default() -> None:
         assert f"[{section}]" in lines or (not options and f"# [{section}]" in lines)
         for name, option in options.items():
             key = option.alias or name
-            at = next(i for i, line in enumerate(lines) if line.startswith((f"{key} =", f"# {key} =")))
+            start = lines.index(f"[{section}]")
+            at = next(i for i, line in enumerate(lines) if i > start and line.startswith((f"{key} =", f"# {key} =")))
             assert option.description and lines[at - 1].lower() == f"# {option.description}".lower()
             assert key in document[section] or option.default is None

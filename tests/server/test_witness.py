@@ -7,8 +7,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.errors import FederationError
-from common.messages import MessageError
 from common.privacy.ledger_keys import SignedHead, head_holds, public_hex, sign_head
+from common.records import MessageError
 from server.witness import ROLLED_BACK, Witness
 
 COORDINATOR, SITE, OTHER = (Ed25519PrivateKey.generate() for _ in range(3))

@@ -65,6 +65,44 @@ def demo(
 
 
 @app.command()
+def compare(
+    study: Annotated[Path, typer.Argument(help="study.toml")],
+    sites: Annotated[Path, typer.Option(help="Directory with one CSV file a site.")],
+    out: Out,
+    test: Annotated[Path | None, typer.Option(help="Held-out patients; without them no utility.")] = None,
+    epsilons: Annotated[
+        list[float] | None, typer.Option("--epsilon", help="ε of a dpsgd run; may be repeated. Default: 1, 3 and 10.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Repeat every run with study.seed = 0, 1, … this many times.")] = 1,
+    overrides: Overrides = None,
+    dpsgd: Annotated[
+        list[str] | None,
+        typer.Option("--dpsgd", metavar="SECTION.KEY=VALUE", help="Override a key for the dpsgd runs only."),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run constrained, dpsgd at several ε and the non-private reference: one table and one figure."""
+    from server.compare import EPSILONS, Inputs, plan_comparison, require_finished, run_comparison
+    from server.compare_report import comparison_notes, comparison_table, write_comparison
+    from server.run import claim_output
+
+    plan = plan_comparison(
+        study, epsilons=epsilons or EPSILONS, seeds=seeds, overrides=overrides or (), dpsgd=dpsgd or ()
+    )
+    inputs = Inputs.read(plan, sites, test)
+    folder = claim_output(out.resolve()).out
+    comparison = run_comparison(plan, inputs, folder, quiet=quiet)
+    write_comparison(comparison, folder)
+    if as_json:
+        write_json(comparison.model_dump(mode="json"))
+    else:
+        results.print(comparison_table(comparison))
+        results.print(comparison_notes(comparison, folder), soft_wrap=True)
+    require_finished(comparison)
+
+
+@app.command()
 def verify(
     directory: Annotated[Path, typer.Argument(help="A directory with manifest.dsse.json.")],
     key: Annotated[Path | None, typer.Option(help="The coordinator's public key; default: the one beside it.")] = None,

@@ -1,7 +1,4 @@
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ from common.errors import ExitCode, OutputError
 from common.schema import parse_schema
 from common.study import Protocol, Study
 from server.checkpoint import build_decoder, load_checkpoint, save_checkpoint
+from tests.disk import full_disk
 
 
 def make_protocol(name: str = "s", mode: str = "constrained", hidden: tuple[int, ...] = (8, 8)) -> Protocol:
@@ -27,16 +25,6 @@ def make_protocol(name: str = "s", mode: str = "constrained", hidden: tuple[int,
 
 
 PROTOCOL = make_protocol()
-
-
-@contextmanager
-def full_disk(limit: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_the_start_is_orthogonal_within_its_bound_and_follows_the_seed() -> None:

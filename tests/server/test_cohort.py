@@ -1,8 +1,6 @@
 import csv
-import resource
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ from common.errors import CohortiumError, ExitCode, OutputError
 from common.schema import Schema, parse_schema
 from common.table import Table, read_table
 from server.cohort import ROW_GROUP, write_cohort
+from tests.disk import full_disk
 
 SCHEMA = parse_schema(
     {
@@ -43,16 +42,6 @@ def make_table(rows: int, seed: int = 0, schema: Schema = SCHEMA) -> Table:
     for column in (0, 2, 3, 4):
         values[random.random(rows) < 0.1, column] = np.nan
     return Table(schema, values)
-
-
-@contextmanager
-def full_disk(limit: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_both_files_hold_every_row_in_order(tmp_path: Path) -> None:

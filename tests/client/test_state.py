@@ -1,10 +1,7 @@
 import os
-import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ import torch
 
 from client.state import SiteState, StateError, load_state, save_state
 from common.errors import OutputError, SiteError
+from tests.disk import full_disk
 
 STUDY = "a" * 64
 
@@ -36,17 +34,6 @@ def assert_equal(left: SiteState, right: SiteState) -> None:
         for name in mine:
             assert mine[name].dtype == other[name].dtype and mine[name].shape == other[name].shape
             assert torch.equal(mine[name], other[name])
-
-
-@contextmanager
-def full_disk(limit: int) -> Iterator[None]:
-    """No file of this process can grow beyond `limit` bytes: writing more fails as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_site_without_a_file_starts_fresh(tmp_path: Path) -> None:

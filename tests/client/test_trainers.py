@@ -13,13 +13,13 @@ from client.state import SiteState, load_state, save_state
 from client.trainers import MODES, RoundInputs, RoundResult
 from client.trainers.base import NonFiniteLossError
 from client.trainers.local import ADAM_BETAS, learning_rate, train_locally
-from common.encoding import TableEncoding
 from common.model.vae import Decoder, Encoder, negative_elbo
 from common.privacy.events import BoundedInfluence, GaussianUpdate, UnboundedInfluence
 from common.privacy.update import update_norm
 from common.schema import Schema, parse_schema
 from common.study import Mode, Study
 from common.table import Table
+from tests.client.rounds import round_inputs, same
 
 SCHEMA = parse_schema(
     {
@@ -63,22 +63,8 @@ def make_table(rows: int = 100, seed: int = 0, schema: Schema = SCHEMA) -> Table
     return Table(schema, values)
 
 
-def round_inputs(study: Study, table: Table | None = None, number: int = 1, seed: int = 7, **rest: Any) -> RoundInputs:
-    table = table if table is not None else make_table()
-    encoding = TableEncoding(table.schema)
-    constrained = study.training.mode == "constrained"
-    start = Decoder(encoding, study.model, torch.Generator().manual_seed(99), constrained=constrained)
-    values: dict[str, Any] = {
-        "study": study,
-        "encoding": encoding,
-        "data": encoding.encode(table),
-        "decoder": start.arrays(),
-        "round": number,
-        "state": {},
-        "seed": seed,
-        "device": torch.device("cpu"),
-    }
-    return RoundInputs(**(values | rest))
+def first_inputs(study: Study, table: Table | None = None, **rest: Any) -> RoundInputs:
+    return round_inputs(study, make_table() if table is None else table, **rest)
 
 
 def run(inputs: RoundInputs) -> RoundResult:
@@ -96,10 +82,6 @@ def norms(arrays: Mapping[str, torch.Tensor], prefix: str) -> list[float]:
     return [float(np.linalg.svd(weight, compute_uv=False)[0]) for weight in weights]
 
 
-def same(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
-
-
 STUDY = make_study()
 
 
@@ -108,7 +90,7 @@ def test_every_mode_of_a_study_has_a_trainer() -> None:
 
 
 def test_the_update_stays_inside_its_ball_and_the_projection_is_what_keeps_it_there() -> None:
-    result = run(round_inputs(make_study(training={"learning_rate": 0.1})))
+    result = run(first_inputs(make_study(training={"learning_rate": 0.1})))
     assert result.diagnostics["update_norm_before"] > 2 * RADIUS
     exact = math.sqrt(sum(float(np.square(a.numpy().astype(np.float64)).sum()) for a in result.update.values()))
     assert 0.999 * RADIUS < exact <= RADIUS
@@ -116,7 +98,7 @@ def test_the_update_stays_inside_its_ball_and_the_projection_is_what_keeps_it_th
 
 
 def test_a_short_update_is_sent_as_it_is() -> None:
-    inputs = round_inputs(make_study(training={"learning_rate": 1e-5}))
+    inputs = first_inputs(make_study(training={"learning_rate": 1e-5}))
     result = run(inputs)
     assert result.diagnostics["update_norm_before"] < RADIUS
     trained = train_locally(inputs, constrained=True).decoder.arrays()
@@ -125,7 +107,7 @@ def test_a_short_update_is_sent_as_it_is() -> None:
 
 def test_both_networks_keep_their_bounds_at_every_round() -> None:
     study, state = make_study(training={"learning_rate": 0.1, "update_norm": 5.0}), {}
-    inputs = round_inputs(study)
+    inputs = first_inputs(study)
     for number in range(1, 4):
         inputs = replace(inputs, round=number, state=state)
         local = train_locally(inputs, constrained=True)
@@ -140,18 +122,18 @@ def test_both_networks_keep_their_bounds_at_every_round() -> None:
 
 
 def test_equal_seeds_give_equal_bits_and_different_seeds_different_ones() -> None:
-    first, again, other = (run(round_inputs(STUDY, seed=seed)) for seed in (1, 1, 2))
+    first, again, other = (run(first_inputs(STUDY, seed=seed)) for seed in (1, 1, 2))
     assert same(first.update, again.update) and same(first.state, again.state)
     assert not any(
         torch.equal(first.update[name], other.update[name]) for name in first.update if name.endswith("weight")
     )
     torch.manual_seed(123)  # the global generator has no say
-    assert same(run(round_inputs(STUDY, seed=1)).update, first.update)
+    assert same(run(first_inputs(STUDY, seed=1)).update, first.update)
 
 
 def test_a_round_goes_on_where_the_last_one_stopped(tmp_path: Path) -> None:
     """Two rounds with the state on disk between them, against one loop whose networks and optimiser simply live on."""
-    inputs = round_inputs(STUDY)
+    inputs = first_inputs(STUDY)
     encoder = Encoder(inputs.encoding, STUDY.model, torch.Generator().manual_seed(7))
     decoder = Decoder(inputs.encoding, STUDY.model)
     decoder.load_arrays(inputs.decoder)
@@ -186,8 +168,8 @@ def test_a_round_goes_on_where_the_last_one_stopped(tmp_path: Path) -> None:
 
 
 def test_without_its_state_a_site_would_not_go_on_like_that() -> None:
-    first = run(round_inputs(STUDY))
-    inputs = round_inputs(STUDY, number=2, seed=8)
+    first = run(first_inputs(STUDY))
+    inputs = first_inputs(STUDY, number=2, seed=8)
     assert not same(run(replace(inputs, state=first.state)).update, run(inputs).update)
 
 
@@ -211,7 +193,7 @@ def test_poor_sites_train(mode: str, rows: int, spoil: tuple[int, float] | None)
     if spoil is not None:
         table.values[:, spoil[0]] = spoil[1]
     study, state = make_study(training={"mode": mode}), {}
-    inputs = round_inputs(study, table)
+    inputs = first_inputs(study, table)
     for number in (1, 2):
         result = run(replace(inputs, round=number, state=state))
         assert all(torch.isfinite(array).all() for array in [*result.update.values(), *result.state.values()])
@@ -230,7 +212,7 @@ def test_training_learns_the_dependence_of_columns() -> None:
         model={"decoder_lipschitz": 40.0},
         training={"rounds": 12, "local_epochs": 10, "learning_rate": 0.02, "update_norm": 3.0},
     )
-    inputs, losses = round_inputs(study, Table(schema, values)), []
+    inputs, losses = first_inputs(study, Table(schema, values)), []
     for number in range(1, 13):
         result = run(replace(inputs, round=number))
         losses.append(result.diagnostics["loss"])
@@ -253,7 +235,7 @@ def test_the_learning_rate_falls_along_a_cosine_over_the_whole_study() -> None:
 def test_training_follows_the_schedule(number: int) -> None:
     """Adam's first step moves every weight by the learning rate, whatever the gradient is."""
     study = make_study(training={"mode": "none", "local_epochs": 1, "batch_size": 100, "learning_rate": 1e-3})
-    result = run(round_inputs(study, number=number))
+    result = run(first_inputs(study, number=number))
     assert result.diagnostics["steps"] == 1
     largest = max(float(array.abs().max()) for array in result.update.values())
     assert largest == pytest.approx(learning_rate(number, 0, 1, 4, 1e-3), rel=1e-2)
@@ -261,7 +243,7 @@ def test_training_follows_the_schedule(number: int) -> None:
 
 def test_the_reference_mode_is_really_unconstrained() -> None:
     study = make_study(training={"mode": "none", "learning_rate": 0.2, "local_epochs": 5})
-    inputs = round_inputs(study)
+    inputs = first_inputs(study)
     result = run(inputs)
     assert update_norm(result.update) > 10 * RADIUS
     assert result.diagnostics["update_norm"] == pytest.approx(update_norm(result.update))
@@ -285,8 +267,8 @@ def noisy_study(noise: float, **study: Any) -> Study:
 @pytest.mark.parametrize("seed", [None, 5])
 def test_update_noise_is_added_after_the_projection(seed: int | None) -> None:
     # The same training seed without noise gives the projected update, so the difference is the noise alone.
-    quiet = run(round_inputs(STUDY)).update
-    noisy = run(round_inputs(noisy_study(3.0, seed=seed))).update
+    quiet = run(first_inputs(STUDY)).update
+    noisy = run(first_inputs(noisy_study(3.0, seed=seed))).update
     noise = torch.cat([(noisy[name] - quiet[name]).flatten() for name in quiet]).double() / (3.0 * RADIUS)
     count = noise.numel()
     assert abs(float(noise.mean())) < 5 / math.sqrt(count)
@@ -296,7 +278,7 @@ def test_update_noise_is_added_after_the_projection(seed: int | None) -> None:
 
 def test_noise_is_fresh_from_the_system_and_repeatable_from_a_seed() -> None:
     def update(**study: Any) -> torch.Tensor:
-        return run(round_inputs(noisy_study(3.0, **study))).update["head.base"]
+        return run(first_inputs(noisy_study(3.0, **study))).update["head.base"]
 
     assert not torch.equal(update(), update())
     assert torch.equal(update(seed=5), update(seed=5))
@@ -307,12 +289,12 @@ def test_noise_is_fresh_from_the_system_and_repeatable_from_a_seed() -> None:
 @pytest.mark.parametrize("part", ["encoder.network.layers.1.weight", "encoder.network.layers.2.bias", "adam.exp_avg."])
 def test_a_state_that_is_not_finite_stops_training(mode: str, value: float, part: str) -> None:
     study = make_study(training={"mode": mode})
-    state = run(round_inputs(study)).state
+    state = run(first_inputs(study)).state
     spoilt = {n: torch.full_like(a, value) if n.startswith(part) else a for n, a in state.items()}
     with pytest.raises(NonFiniteLossError, match="in round 2"):
-        run(round_inputs(study, number=2, state=spoilt))
+        run(first_inputs(study, number=2, state=spoilt))
 
 
 def test_a_learning_rate_beyond_reason_stops_training() -> None:
     with pytest.raises(NonFiniteLossError):
-        run(round_inputs(make_study(training={"mode": "none", "learning_rate": 1e30})))
+        run(first_inputs(make_study(training={"mode": "none", "learning_rate": 1e30})))

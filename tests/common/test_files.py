@@ -1,5 +1,4 @@
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -12,17 +11,7 @@ import pytest
 
 from common.errors import ExitCode, OutputError
 from common.files import append_line, atomic_path, write_atomic
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """What a full disk does to a process: every write beyond `size` bytes fails."""
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+from tests.disk import full_disk
 
 
 @contextmanager
@@ -70,7 +59,7 @@ def test_permissions_follow_the_umask(tmp_path: Path, mask: int) -> None:
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "cohort.csv"
     write_atomic(path, "old")
-    with largest_file(10_000), pytest.raises(OutputError) as caught:
+    with full_disk(10_000), pytest.raises(OutputError) as caught:
         write_atomic(path, "x" * 100_000)
     assert str(path) in str(caught.value) and "How to mend it" in str(caught.value)
     assert caught.value.exit_code is ExitCode.OUTPUT
@@ -78,7 +67,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_no_new_file(tmp_path: Path) -> None:
-    with largest_file(10_000), pytest.raises(OutputError):
+    with full_disk(10_000), pytest.raises(OutputError):
         write_atomic(tmp_path / "new", "x" * 100_000)
     assert names(tmp_path) == []
 
@@ -150,6 +139,6 @@ def test_appending_where_nothing_can_be_written(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match="cannot be written"):
             append_line(path, "line")
     append_line(tmp_path / "file", "first")
-    with largest_file(100), pytest.raises(OutputError):
+    with full_disk(100), pytest.raises(OutputError):
         append_line(tmp_path / "file", "x" * 1000)
     assert (tmp_path / "file").read_text().startswith("first\n")

@@ -9,26 +9,23 @@ import time
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from flwr.app import ArrayRecord, Context, Message
+from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.encoding import TableEncoding
-from common.errors import CohortiumError, FederationError
+from common.errors import CohortiumError
 from common.files import append_line, write_atomic
 from common.generation import sample_prior
-from common.messages import JOIN, JoinReply, JoinRequest, Status
 from common.model.vae import Decoder
-from common.privacy.ledger_keys import SignedHead
-from common.records import MessageError
-from server.checkpoint import build_decoder, save_checkpoint
+from server.checkpoint import build_decoder, complete_rounds, load_checkpoint, save_checkpoint
 from server.cohort import write_cohort
+from server.members import gather_again, gather_sites
 from server.rows import gather_rows
 from server.run import RUN_VARIABLE, RunFiles, RunSettings
-from server.strategy import LipschitzFedAvg, Member, RoundReport
+from server.strategy import LipschitzFedAvg, RoundReport
 from server.witness import Witness
 
 app = ServerApp()
-POLL_SECONDS = 0.2
 
 
 @app.main()
@@ -47,26 +44,40 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def run_study(grid: Grid, settings: RunSettings, files: RunFiles, key: Ed25519PrivateKey) -> None:
-    """The whole study, in the order of the steps; `key` is the coordinator's and countersigns the sites' ledgers."""
+    """The whole study, or what is left of it; `key` is the coordinator's and countersigns the sites' ledgers.
+
+    A resumed study goes on from the last checkpoint. A round that was sent before and not finished is sent again from
+    the identical decoder, to which a site that has answered it answers with the identical bytes and without a spend.
+    """
     protocol = settings.protocol
     seed = protocol.study.study.seed
-    decoder = build_decoder(protocol, seed)
     witness = Witness(files.ledger_heads, key)
-    members = gather_sites(grid, settings, files, witness)
+    if settings.resume and files.decoder.exists():
+        checkpoint = load_checkpoint(files.decoder, protocol)
+        decoder, completed = checkpoint.decoder, checkpoint.round
+        complete_rounds(files.rounds, checkpoint)
+        members = gather_again(grid, settings, files, witness)
+    else:
+        decoder, completed = build_decoder(protocol, seed), 0
+        members = gather_sites(grid, settings, files, witness)
+        # Before anybody has seen it: the start is random, and a resumed round 1 must begin from the same one.
+        save_checkpoint(files.decoder, protocol, 0, decoder)
 
     def observe(report: RoundReport, current: Decoder) -> None:
         # The checkpoint first: a line in rounds.jsonl promises that its decoder is on disk.
         started = time.perf_counter()
-        save_checkpoint(files.decoder, protocol, report.round, current)
+        save_checkpoint(files.decoder, protocol, report.round, current, report.to_json())
         seconds = report.server_seconds + time.perf_counter() - started
         append_line(files.rounds, json.dumps(report.to_json() | {"server_seconds": round(seconds, 4)}))
 
-    strategy = LipschitzFedAvg(protocol=protocol, decoder=decoder, members=members, observer=observe, witness=witness)
+    strategy = LipschitzFedAvg(
+        protocol=protocol, decoder=decoder, members=members, observer=observe, witness=witness, completed=completed
+    )
     training = protocol.study.training
     strategy.start(
         grid,
         initial_arrays=ArrayRecord(),
-        num_rounds=training.rounds,
+        num_rounds=training.rounds - completed,
         timeout=training.round_timeout,
     )
     if protocol.study.release.method == "channel":
@@ -74,59 +85,3 @@ def run_study(grid: Grid, settings: RunSettings, files: RunFiles, key: Ed25519Pr
     else:
         tables = sample_prior(decoder, TableEncoding(protocol.schema), protocol.study.release.rows, seed)
     write_cohort(tables, protocol.schema, files.cohort_csv, files.cohort_parquet)
-
-
-def gather_sites(grid: Grid, settings: RunSettings, files: RunFiles, witness: Witness) -> tuple[Member, ...]:
-    """Wait for the sites (bounded), present the protocol, and fix the weights of those that accept.
-
-    `witness` takes down where the ledger of each begins.
-    """
-    protocol = settings.protocol
-    training = protocol.study.training
-    deadline = time.monotonic() + training.join_timeout
-    nodes = list(grid.get_node_ids())
-    while len(nodes) < settings.sites and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS)
-        nodes = list(grid.get_node_ids())
-    request = JoinRequest(protocol.to_json()).to_record()
-    messages = [Message(content=request, message_type=JOIN, dst_node_id=node) for node in nodes]
-    replies = grid.send_and_receive(messages, timeout=training.join_timeout) if messages else []
-
-    members: dict[str, Member] = {}
-    refused: dict[str, str] = {}
-    silent = set(nodes)
-    for message in replies:
-        node = message.metadata.src_node_id
-        silent.discard(node)
-        label = f"node {node}"
-        try:
-            if message.has_error():
-                raise MessageError(f"Flower reports error {message.error.code}")
-            reply = JoinReply.from_record(message.content)
-            label = reply.site or label
-            if reply.status is not Status.OK:
-                raise MessageError(reply.status.value)
-            if reply.study != protocol.digest:
-                raise MessageError("accepted another study")
-            if reply.site in members:
-                raise MessageError("another node has joined under this name already")
-            signed = (reply.ledger_length, reply.ledger_head, reply.ledger_signature, reply.ledger_key)
-            witness.joined(SignedHead(reply.site, *signed))
-            members[reply.site] = Member(node, reply.site, reply.patients)
-        except MessageError as error:
-            refused[label] = str(error)
-    refused |= {f"node {node}": "no reply before the deadline" for node in silent}
-    total = sum(member.patients for member in members.values())
-    document = {
-        "joined": {name: {"patients": m.patients, "weight": m.patients / total} for name, m in sorted(members.items())},
-        "not_joined": dict(sorted(refused.items())),
-    }
-    witness.save()
-    write_atomic(files.sites, json.dumps(document, indent=1))
-    if len(members) < training.min_sites:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(refused.items())) or "nobody answered"
-        raise FederationError(
-            f"{len(members)} of {settings.sites} sites joined, min_sites is {training.min_sites} ({reasons})",
-            fix="mend the sites named, or lower training.min_sites",
-        )
-    return tuple(members[name] for name in sorted(members))

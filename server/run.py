@@ -16,12 +16,18 @@ RUN_VARIABLE = "COHORTIUM_RUN"
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Handed to the ServerApp as a JSON file; `sites` is the number of sites to wait for before round 1."""
+    """Handed to the ServerApp as a JSON file.
+
+    `sites` is the number of sites to wait for before round 1; `resume` goes on from what `out` holds; `key` is the file
+    with the coordinator's Ed25519 key, None for a simulation, whose coordinator has no identity.
+    """
 
     protocol: Protocol
     out: Path
     sites: int
     simulation: bool
+    resume: bool = False
+    key: Path | None = None
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
@@ -30,6 +36,8 @@ class RunSettings:
             "out": str(self.out),
             "sites": self.sites,
             "simulation": self.simulation,
+            "resume": self.resume,
+            "key": None if self.key is None else str(self.key),
         }
         write_atomic(path, json.dumps(document, indent=1))
 
@@ -43,6 +51,8 @@ class RunSettings:
                 Path(document["out"]),
                 int(document["sites"]),
                 bool(document["simulation"]),
+                bool(document["resume"]),
+                None if document["key"] is None else Path(document["key"]),
             )
         except (OSError, AttributeError, KeyError, TypeError, ValueError):
             raise FederationError(f"{path}: not the settings of a run", fix="launch through `cohortium`") from None
@@ -68,6 +78,11 @@ class RunFiles:
     def sites(self) -> Path:
         """Who joined, with weights, and who did not and why."""
         return self.out / "sites.json"
+
+    @property
+    def nodes(self) -> Path:
+        """Which of Flower's nodes is which site."""
+        return self.out / "nodes.json"
 
     @property
     def decoder(self) -> Path:

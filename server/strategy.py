@@ -70,7 +70,7 @@ Observer = Callable[[RoundReport, Decoder], None]
 class LipschitzFedAvg(Strategy):
     """Weighted mean of validated updates, then P_s on every layer. `decoder` is global and changed in place.
 
-    `witness` must know the ledger of every member.
+    `witness` must know the ledger of every member. `completed` rounds are behind a study that is resumed.
     """
 
     protocol: Protocol
@@ -78,6 +78,7 @@ class LipschitzFedAvg(Strategy):
     members: tuple[Member, ...]
     observer: Observer
     witness: Witness
+    completed: int = 0
     _started: float = field(default=0.0, init=False)
     _preparation: float = field(default=0.0, init=False)
 
@@ -104,7 +105,8 @@ class LipschitzFedAvg(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Certify the global decoder and address it to every member."""
+        """Certify the global decoder and address it to every member; Flower counts from 1, a resumed study goes on."""
+        number = self.completed + server_round
         self._started = time.perf_counter()
         self._certify()
         decoder = self.decoder.arrays()
@@ -112,20 +114,20 @@ class LipschitzFedAvg(Strategy):
         for member in self.members:
             weight, seen = self.weights[member.site], self.witness.countersigned(member.site)
             signed = (seen.length, seen.head, seen.signature, seen.key)
-            request = TrainRequest(self.protocol.digest, server_round, weight, decoder, *signed)
+            request = TrainRequest(self.protocol.digest, number, weight, decoder, *signed)
             yield Message(content=request.to_record(), message_type=TRAIN, dst_node_id=member.node_id)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Validate, add, project, certify, report; `FederationError` if fewer than `min_sites` replies are valid."""
-        arrived = time.perf_counter()
-        updates, dropped = self.collect(server_round, replies)
+        arrived, number = time.perf_counter(), self.completed + server_round
+        updates, dropped = self.collect(number, replies)
         minimum = self.protocol.study.training.min_sites
         if len(updates) < minimum:
             reasons = "; ".join(f"{site}: {reason}" for site, reason in sorted(dropped.items()))
             raise FederationError(
-                f"round {server_round}: {len(updates)} valid replies, min_sites is {minimum} ({reasons})",
+                f"round {number}: {len(updates)} valid replies, min_sites is {minimum} ({reasons})",
                 fix="see the logs of the sites named, or lower training.min_sites in a new study",
             )
         step = self.aggregate(updates)
@@ -133,7 +135,7 @@ class LipschitzFedAvg(Strategy):
         now = time.perf_counter()
         self.observer(
             RoundReport(
-                round=server_round,
+                round=number,
                 answered=tuple(sorted(updates)),
                 dropped=dropped,
                 certificate=measured,
@@ -156,7 +158,7 @@ class LipschitzFedAvg(Strategy):
         return None
 
     def collect(
-        self, server_round: int, replies: Iterable[Message]
+        self, number: int, replies: Iterable[Message]
     ) -> tuple[dict[str, Mapping[str, torch.Tensor]], dict[str, str]]:
         """Valid updates by site, and for every other member the reason why it is missing from this round."""
         nodes = {member.node_id: member.site for member in self.members}
@@ -167,7 +169,7 @@ class LipschitzFedAvg(Strategy):
             if site is None or site in updates or site in dropped:
                 continue  # not a member, or a second answer: the first one counts
             try:
-                updates[site] = self._validated(site, server_round, message)
+                updates[site] = self._validated(site, number, message)
             except MessageError as error:
                 dropped[site] = str(error)
             except Exception as error:  # whatever one site sends, the others' study goes on; the text may quote it
@@ -178,7 +180,7 @@ class LipschitzFedAvg(Strategy):
         self.witness.save()
         return updates, dropped
 
-    def _validated(self, site: str, server_round: int, message: Message) -> Mapping[str, torch.Tensor]:
+    def _validated(self, site: str, number: int, message: Message) -> Mapping[str, torch.Tensor]:
         if message.has_error():
             raise MessageError(f"Flower reports error {message.error.code}")  # its text may quote a site's data
         reply = TrainReply.from_record(message.content, self.shapes)
@@ -186,7 +188,7 @@ class LipschitzFedAvg(Strategy):
             raise MessageError(reply.status.value)
         if reply.study != self.protocol.digest:
             raise MessageError("answers another study")
-        if reply.round != server_round:
+        if reply.round != number:
             raise MessageError(f"answers round {reply.round}")
         if reply.site != site:
             raise MessageError("answers under another site's name")

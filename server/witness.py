@@ -24,7 +24,10 @@ ROLLED_BACK = "the site's ledger was rolled back"
 
 @dataclass(frozen=True)
 class Seen:
-    """The last head of one site's ledger, and the message under which it was shown (round 0: when joining)."""
+    """The last head of one site's ledger, and the message under which it was shown (round 0: when joining).
+
+    `unattributed` entries were first shown when the site joined again: spends whose replies never arrived.
+    """
 
     key: str
     length: int
@@ -32,6 +35,7 @@ class Seen:
     study: str = ""
     round: int = 0
     payload_digest: str = ""
+    unattributed: int = 0
 
 
 class Witness:
@@ -57,12 +61,14 @@ class Witness:
         if head.key != last.key:
             raise MessageError(f"{ROLLED_BACK}: it is signed by another key")
         if self._extends(last, head.length, head.head):
-            self._set(head.site, Seen(head.key, head.length, head.head))
+            grown = last.unattributed + head.length - last.length
+            self._set(head.site, Seen(head.key, head.length, head.head, unattributed=grown))
 
     def spent(self, site: str, signed: tuple[int, str, str], study: str, number: int, payload_digest: str) -> None:
         """Take down (length, head, signature) that came with an update; `MessageError` if it must not be used.
 
-        A new update needs a new entry. The same update for the same round may come again with the same head.
+        A new update needs a new entry, or one that the site showed when it joined again: that of a reply which was lost.
+        The same update for the same round may come again with the same head.
         """
         length, head, signature = signed
         last = self._seen[site]
@@ -71,7 +77,9 @@ class Witness:
         if self._extends(last, length, head):
             self._set(site, Seen(last.key, length, head, study, number, payload_digest))
         elif (last.study, last.round, last.payload_digest) != (study, number, payload_digest):
-            raise MessageError("the update came without a new entry in the site's ledger")
+            if last.unattributed < 1:
+                raise MessageError("the update came without a new entry in the site's ledger")
+            self._set(site, Seen(last.key, length, head, study, number, payload_digest, last.unattributed - 1))
 
     def countersigned(self, site: str) -> SignedHead:
         """The last head of this site under the coordinator's own key and signature."""

@@ -23,7 +23,7 @@ from common.messages import JoinReply, JoinRequest, Status
 from common.privacy.ledger_keys import public_hex, sign_head
 from common.schema import parse_schema
 from common.study import Protocol, Study
-from server.app import gather_sites
+from server.members import gather_sites
 from server.run import RunFiles, RunSettings
 from server.strategy import Member
 from server.witness import Witness

@@ -70,6 +70,15 @@ def test_a_site_that_joins_again_need_not_have_spent(witness: Witness) -> None:
     assert witness["north"].length == 5
 
 
+def test_a_spend_whose_reply_was_lost_may_be_answered_again_once(witness: Witness) -> None:
+    witness.spent("north", signed(4, B), STUDY, 1, "one")
+    joins(witness, 5, C)  # it has spent round 2 meanwhile; the coordinator was down and never got the reply
+    witness.spent("north", signed(5, C), STUDY, 2, "two")
+    witness.spent("north", signed(5, C), STUDY, 2, "two")
+    with pytest.raises(MessageError, match="without a new entry"):
+        witness.spent("north", signed(5, C), STUDY, 3, "three")
+
+
 def test_another_key_is_a_rollback_and_a_false_signature_is_refused(witness: Witness) -> None:
     with pytest.raises(MessageError, match=f"{ROLLED_BACK}: it is signed by another key"):
         joins(witness, 4, B, OTHER)

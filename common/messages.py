@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
 from common.records import (
@@ -50,6 +50,9 @@ class Status(StrEnum):
 
     OK = "ok"
     REFUSED_BY_POLICY = "refused-by-policy"
+    AWAITING_APPROVAL = "awaiting-approval"
+    DENIED = "denied"
+    CLOSED_NOW = "closed-now"
     UNKNOWN_STUDY = "unknown-study"
     DATA_UNUSABLE = "data-unusable"
     TOO_FEW_PATIENTS = "too-few-patients"
@@ -205,7 +208,7 @@ class TrainRequest:
     def from_record(cls, record: RecordDict, expected: Mapping[str, tuple[int, ...]]) -> TrainRequest:
         """Read and check against the shapes the study implies; `MessageError` if malformed."""
         header = read_train_header(record)
-        decoder = arrays_from_record(record.array_records.get(ARRAYS), expected)
+        decoder = arrays_from_record(record.config_records.get(ARRAYS), expected)
         witness = {name: header[name] for name in WITNESS_FIELDS}
         return cls(str(header["study"]), int(header["round"]), float(header["weight"]), decoder, **witness)
 
@@ -241,7 +244,7 @@ class TrainReply:
         header = read_header(record, kinds | LEDGER_FIELDS)
         status = _status(header)
         _check_ledger_fields(header, status)
-        update = arrays_from_record(record.array_records.get(ARRAYS), expected) if status is Status.OK else None
+        update = arrays_from_record(record.config_records.get(ARRAYS), expected) if status is Status.OK else None
         ledger = {name: header[name] for name in LEDGER_FIELDS}
         return cls(status, str(header["site"]), str(header["study"]), int(header["round"]), update, **ledger)
 
@@ -280,7 +283,7 @@ class ReleaseRequest:
     def from_record(cls, record: RecordDict, expected: Mapping[str, tuple[int, ...]]) -> ReleaseRequest:
         """Read and check against the shapes the study implies; `MessageError` if malformed."""
         header = read_release_header(record)
-        decoder = arrays_from_record(record.array_records.get(ARRAYS), expected)
+        decoder = arrays_from_record(record.config_records.get(ARRAYS), expected)
         witness = {name: header[name] for name in WITNESS_FIELDS}
         return cls(str(header["study"]), int(header["rows"]), decoder, **witness)
 
@@ -314,7 +317,7 @@ class ReleaseReply:
         header = read_header(record, {"version": int, "status": str, "site": str, "study": str} | LEDGER_FIELDS)
         status = _status(header)
         _check_ledger_fields(header, status)
-        rows = values_from_record(record.array_records.get(ARRAYS), ROWS, shape) if status is Status.OK else None
+        rows = values_from_record(record.config_records.get(ARRAYS), ROWS, shape) if status is Status.OK else None
         ledger = {name: header[name] for name in LEDGER_FIELDS}
         return cls(status, str(header["site"]), str(header["study"]), rows, **ledger)
 
@@ -329,7 +332,7 @@ def read_release_header(record: RecordDict) -> dict[str, Any]:
 
 
 def _reply_record(
-    kind: str, status: Status, fields: Mapping[str, Any], payload: tuple[str, ArrayRecord] | None = None
+    kind: str, status: Status, fields: Mapping[str, Any], payload: tuple[str, ConfigRecord] | None = None
 ) -> RecordDict:
     """A reply's records; `payload` is the name under which its arrays are classified, and the arrays."""
     header = {"version": PROTOCOL_VERSION, "status": status.value, **fields}
@@ -337,7 +340,7 @@ def _reply_record(
     unclassified = names - set(REPLY_FIELDS[kind])
     if unclassified:
         raise MessageError(f"fields {sorted(unclassified)} are not classified and must not leave the site")
-    records: dict[str, ArrayRecord | ConfigRecord] = {HEADER: ConfigRecord(header)}
+    records = {HEADER: ConfigRecord(header)}
     if payload is not None:
         records[ARRAYS] = payload[1]
     return RecordDict(records)  # type: ignore[arg-type]

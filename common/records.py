@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
+from safetensors import deserialize
+from safetensors.numpy import save
 from torch import Tensor
 
 from common.digest import sha256_of
@@ -17,65 +20,74 @@ from common.privacy.ledger_keys import HEAD_HEX, KEY_HEX, SIGNATURE_HEX
 
 PROTOCOL_VERSION = 2
 ARRAYS, HEADER = "arrays", "header"
-NPY_OVERHEAD = 1024  # bytes a .npy header may add to the raw array
+CONTENT = "content"
+# Bytes that safetensors may need beyond the raw arrays: for a name's entry in its header, and for the whole.
+NAME_OVERHEAD, DOCUMENT_OVERHEAD = 256, 1024
 
 
 class MessageError(ValueError):
     """A message that is not what the protocol says; the text is safe to log and to send."""
 
 
-def arrays_to_record(arrays: Mapping[str, Tensor]) -> ArrayRecord:
+def arrays_to_record(arrays: Mapping[str, Tensor]) -> ConfigRecord:
     """Float32 tensors by name as a Flower record."""
-    return ArrayRecord(array_dict={name: Array(np.ascontiguousarray(a.numpy())) for name, a in arrays.items()})
+    return _packed({name: np.ascontiguousarray(array.numpy()) for name, array in arrays.items()})
 
 
-def arrays_from_record(record: ArrayRecord | None, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def arrays_from_record(record: ConfigRecord | None, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Float32 tensors with exactly the names and shapes of `expected`, all finite; else `MessageError`.
 
-    Sizes are compared before anything is decoded, so that an oversized array costs nothing.
+    Sizes are compared before anything is decoded, so that an oversized message costs nothing.
     """
     arrays = {}
-    for name, values in _decoded(record, expected, np.dtype(np.float32)).items():
+    for name, values in _unpacked(record, expected, "F32", np.dtype(np.float32)).items():
         if not np.isfinite(values).all():
             raise MessageError(f"array {name!r} has entries that are not finite")
         arrays[name] = torch.from_numpy(values)
     return arrays
 
 
-def values_to_record(name: str, values: np.ndarray) -> ArrayRecord:
+def values_to_record(name: str, values: np.ndarray) -> ConfigRecord:
     """A float64 table under `name` as a Flower record."""
-    return ArrayRecord(array_dict={name: Array(np.ascontiguousarray(values, dtype=np.float64))})
+    return _packed({name: np.ascontiguousarray(values, dtype=np.float64)})
 
 
-def values_from_record(record: ArrayRecord | None, name: str, shape: tuple[int, int]) -> np.ndarray:
+def values_from_record(record: ConfigRecord | None, name: str, shape: tuple[int, int]) -> np.ndarray:
     """A float64 table of exactly this name and shape, NaN for missing values, none infinite; else `MessageError`."""
-    values = _decoded(record, {name: shape}, np.dtype(np.float64))[name]
+    values = _unpacked(record, {name: shape}, "F64", np.dtype(np.float64))[name]
     if np.isinf(values).any():
         raise MessageError(f"array {name!r} has entries that are infinite")
     return values
 
 
-def _decoded(
-    record: ArrayRecord | None, expected: Mapping[str, tuple[int, ...]], dtype: np.dtype[Any]
+def _packed(arrays: dict[str, np.ndarray]) -> ConfigRecord:
+    # One safetensors document: Flower moves every array as several objects, each of which costs a request.
+    return ConfigRecord({CONTENT: save(arrays)})
+
+
+def _unpacked(
+    record: ConfigRecord | None, expected: Mapping[str, tuple[int, ...]], kind: str, dtype: np.dtype[Any]
 ) -> dict[str, np.ndarray]:
-    """Copies of the arrays named in `expected`, of these shapes and this dtype, and no others."""
+    """The arrays named in `expected`, of these shapes and this dtype (safetensors calls it `kind`), and no others."""
     if record is None:
         raise MessageError("no arrays")
-    if set(record.keys()) != set(expected):
+    content = record.get(CONTENT)
+    if set(record.keys()) != {CONTENT} or not isinstance(content, bytes):
+        raise MessageError("the arrays are not one safetensors document")
+    limit = sum(dtype.itemsize * math.prod(shape) + NAME_OVERHEAD + len(name) for name, shape in expected.items())
+    if len(content) > limit + DOCUMENT_OVERHEAD:
+        raise MessageError(f"{len(content)} bytes of arrays, more than the study's {len(expected)} arrays take")
+    try:
+        found: dict[str, Any] = dict(deserialize(content))
+    except Exception:  # whatever the library makes of hostile bytes
+        raise MessageError("the arrays cannot be decoded") from None
+    if set(found) != set(expected):
         raise MessageError(f"arrays named differently than the study's {len(expected)} arrays")
     arrays = {}
     for name, shape in expected.items():
-        array = record[name]
-        limit = dtype.itemsize * int(np.prod(shape)) + NPY_OVERHEAD
-        if array.dtype != dtype.name or tuple(array.shape) != shape or len(array.data) > limit:
+        if (found[name]["dtype"], tuple(found[name]["shape"])) != (kind, shape):
             raise MessageError(f"array {name!r} is not {dtype.name} of shape {shape}")
-        try:
-            values = array.numpy()
-        except Exception:  # whatever NumPy makes of hostile bytes: an archive, a header that claims terabytes
-            raise MessageError(f"array {name!r} cannot be decoded") from None
-        if not isinstance(values, np.ndarray) or values.dtype != dtype or values.shape != shape:
-            raise MessageError(f"array {name!r} holds something else than it declares")
-        arrays[name] = values.copy()
+        arrays[name] = np.frombuffer(found[name]["data"], dtype).reshape(shape).copy()
     return arrays
 
 

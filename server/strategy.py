@@ -24,7 +24,7 @@ from common.messages import TRAIN, Status, TrainReply, TrainRequest
 from common.model.vae import Decoder
 from common.privacy.update import NORM_TOLERANCE, update_norm
 from common.privacy.update_noise import largest_noisy_norm, require_useful_noise
-from common.records import MessageError, arrays_digest, arrays_to_record
+from common.records import MessageError, arrays_digest
 from common.study import Protocol
 from server.witness import Witness
 
@@ -145,7 +145,7 @@ class LipschitzFedAvg(Strategy):
             ),
             self.decoder,
         )
-        return arrays_to_record(self.decoder.arrays()), None
+        return ArrayRecord(), None  # the decoder is the strategy's own; Flower need not carry it
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
 import client.handlers
 from common.messages import (
@@ -29,6 +29,7 @@ from tests.client.hospital import (
     study,
     train_request,
 )
+from tests.packed import pack, unpack
 
 
 def test_a_round_is_spent_before_its_reply_exists(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,14 +61,7 @@ def test_a_repeated_request_gets_the_same_bytes_and_spends_nothing(hospital: Hos
     first = hospital.site.train(train_request(1)).to_record()
     again = hospital.site.train(train_request(1)).to_record()
     assert dict(first.config_records[HEADER]) == dict(again.config_records[HEADER])
-    for name, array in first.array_records[ARRAYS].items():
-        other = again.array_records[ARRAYS][name]
-        assert (array.data, array.dtype, array.shape, array.stype) == (
-            other.data,
-            other.dtype,
-            other.shape,
-            other.stype,
-        )
+    assert dict(first.config_records[ARRAYS]) == dict(again.config_records[ARRAYS])
     assert len(hospital.spends()) == 1
     assert hospital.train(train_request(2)).status is Status.OK
     assert hospital.train(train_request(1)).status is Status.WRONG_ROUND  # the bytes of round 1 are gone
@@ -113,18 +107,16 @@ def test_a_policy_that_became_stricter_holds_for_the_next_round(hospital: Hospit
     assert "exceeds this site's limit 0.1" in hospital.reason(Status.REFUSED_BY_POLICY)
 
 
-def changed_request(change: Callable[[ConfigRecord, dict[str, Array]], None]) -> RecordDict:
+def changed_request(change: Callable[[ConfigRecord, dict[str, np.ndarray]], None]) -> RecordDict:
     record = train_request()
-    header, arrays = record.config_records[HEADER], dict(record.array_records[ARRAYS])
+    header, arrays = record.config_records[HEADER], unpack(record.config_records[ARRAYS])
     change(header, arrays)
-    return RecordDict({HEADER: header, ARRAYS: ArrayRecord(array_dict=arrays)})
+    return RecordDict({HEADER: header, ARRAYS: pack(arrays)})
 
 
-def non_finite(value: float) -> Callable[[ConfigRecord, dict[str, Array]], None]:
-    def change(header: ConfigRecord, arrays: dict[str, Array]) -> None:
-        bias = arrays["network.layers.0.bias"].numpy().copy()
-        bias[0] = value
-        arrays["network.layers.0.bias"] = Array(bias)
+def non_finite(value: float) -> Callable[[ConfigRecord, dict[str, np.ndarray]], None]:
+    def change(header: ConfigRecord, arrays: dict[str, np.ndarray]) -> None:
+        arrays["network.layers.0.bias"][0] = value
 
     return change
 
@@ -142,14 +134,14 @@ def non_finite(value: float) -> Callable[[ConfigRecord, dict[str, Array]], None]
         lambda header, arrays: header.update(note=SECRET),
         lambda header, arrays: header.pop("study"),
         lambda header, arrays: arrays.pop("head.base"),
-        lambda header, arrays: arrays.update(extra=Array(np.zeros(3, np.float32))),
-        lambda header, arrays: arrays.update({"head.base": Array(np.zeros(3, np.float32))}),
-        lambda header, arrays: arrays.update({"head.base": Array(arrays["head.base"].numpy().astype(np.float64))}),
+        lambda header, arrays: arrays.update(extra=np.zeros(3, np.float32)),
+        lambda header, arrays: arrays.update({"head.base": np.zeros(3, np.float32)}),
+        lambda header, arrays: arrays.update({"head.base": arrays["head.base"].astype(np.float64)}),
         non_finite(np.nan),
         non_finite(np.inf),
     ],
 )
-def test_a_garbage_request(hospital: Hospital, change: Callable[[ConfigRecord, dict[str, Array]], None]) -> None:
+def test_a_garbage_request(hospital: Hospital, change: Callable[[ConfigRecord, dict[str, np.ndarray]], None]) -> None:
     hospital.joined()
     assert hospital.train(changed_request(change)).status is Status.BAD_REQUEST
     assert hospital.reason(Status.BAD_REQUEST)

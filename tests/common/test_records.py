@@ -1,4 +1,3 @@
-import io
 import json
 import math
 import struct
@@ -8,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord
+from flwr.app import ConfigRecord
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from common.records import (
+    CONTENT,
     MessageError,
     arrays_digest,
     arrays_from_record,
@@ -21,6 +21,7 @@ from common.records import (
     values_from_record,
     values_to_record,
 )
+from tests.packed import pack
 
 SECRET = "Zq7731"
 EXPECTED: dict[str, tuple[int, ...]] = {"w": (2, 3), "b": (2,), "empty": (0,)}
@@ -32,19 +33,22 @@ def arrays(seed: int = 0) -> dict[str, Tensor]:
     return {name: torch.randn(shape, generator=generator) for name, shape in EXPECTED.items()}
 
 
-def npy(values: np.ndarray, *, allow_pickle: bool = False) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, values, allow_pickle=allow_pickle)
-    return buffer.getvalue()
+def plain() -> dict[str, np.ndarray]:
+    return {name: array.numpy() for name, array in arrays().items()}
 
 
-def with_array(name: str, array: Array) -> ArrayRecord:
-    good = {key: Array(value.numpy()) for key, value in arrays().items()}
-    return ArrayRecord(array_dict={**good, name: array})
+def document(header: Any, body: bytes = b"") -> bytes:
+    """A safetensors document with any header."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + body
 
 
-def declared(data: bytes, shape: tuple[int, ...] = (2,), dtype: str = "float32", stype: str = "numpy.ndarray") -> Array:
-    return Array(dtype=dtype, shape=shape, stype=stype, data=data)
+def entry(shape: list[int], start: int, stop: int, dtype: str = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
+
+
+GOOD_HEADER = {"w": entry([2, 3], 0, 24), "b": entry([2], 24, 32), "empty": entry([0], 32, 32)}
+BODY = np.arange(8, dtype=np.float32).tobytes()
 
 
 def refused(read: Callable[[], Any]) -> str:
@@ -76,128 +80,114 @@ def test_arrays_that_are_not_contiguous_are_sent_in_order() -> None:
         values_to_record("rows", np.zeros(6)),
         values_to_record("table", np.zeros(SHAPE)),
         values_to_record("rows", np.array([[0.0, np.inf]] * 3)),
-        ArrayRecord(array_dict={"rows": Array(np.zeros(SHAPE, np.float32))}),
-        ArrayRecord(array_dict={"rows": Array(np.zeros(SHAPE)), "more": Array(np.zeros(SHAPE))}),
-        ArrayRecord(array_dict={"rows": declared(b"", SHAPE, "float64")}),
-        ArrayRecord(array_dict={"rows": declared(npy(np.zeros((3, 2), object), allow_pickle=True), SHAPE, "float64")}),
-        ArrayRecord(array_dict={"rows": declared(npy(np.zeros((300, 200))), SHAPE, "float64")}),
+        pack({"rows": np.zeros(SHAPE, np.float32)}),
+        pack({"rows": np.zeros(SHAPE, np.int64)}),
+        pack({"rows": np.zeros(SHAPE), "more": np.zeros(SHAPE)}),
+        pack({"rows": np.zeros((300, 200))}),
+        pack({}),
     ],
 )
-def test_rows_of_another_form_are_refused(record: ArrayRecord) -> None:
+def test_rows_of_another_form_are_refused(record: ConfigRecord) -> None:
     refused(lambda: values_from_record(record, "rows", SHAPE))
-
-
-def good_arrays() -> dict[str, Array]:
-    return {key: Array(value.numpy()) for key, value in arrays().items()}
 
 
 @pytest.mark.parametrize("names", [{SECRET: "w"}, {"W": "w"}, {"w": "b", "b": "w"}])
 def test_wrong_names(names: dict[str, str]) -> None:
-    renamed = {new: good_arrays()[old] for new, old in names.items()}
-    kept = {key: value for key, value in good_arrays().items() if key not in names.values()}
-    refused(lambda: arrays_from_record(ArrayRecord(array_dict={**kept, **renamed}), EXPECTED))
+    renamed = {new: plain()[old] for new, old in names.items()}
+    kept = {key: value for key, value in plain().items() if key not in names.values()}
+    refused(lambda: arrays_from_record(pack({**kept, **renamed}), EXPECTED))
 
 
 def test_missing_and_extra_names() -> None:
     for name in EXPECTED:
-        fewer = {key: value for key, value in good_arrays().items() if key != name}
-        refused(lambda fewer=fewer: arrays_from_record(ArrayRecord(array_dict=fewer), EXPECTED))
-    refused(lambda: arrays_from_record(with_array(SECRET, Array(np.zeros(1, np.float32))), EXPECTED))
-    refused(lambda: arrays_from_record(ArrayRecord(array_dict={}), EXPECTED))
-
-
-ONE = np.ones(2, np.float32)
-BAD_ARRAYS: dict[str, Array] = {
-    "shape": Array(np.zeros(3, np.float32)),
-    "transposed shape": Array(np.zeros((1, 2), np.float32)),
-    "scalar": Array(np.array(1, np.float32)),
-    "float64": Array(np.zeros(2)),
-    "float16": Array(np.zeros(2, np.float16)),
-    "integers": Array(np.zeros(2, np.int32)),
-    "complex": Array(np.zeros(2, np.complex64)),
-    "NaN": Array(np.array([1, math.nan], np.float32)),
-    "infinity": Array(np.array([-math.inf, 1], np.float32)),
-    "declares another shape than it holds": declared(npy(np.ones(3, np.float32))),
-    "holds two dimensions": declared(npy(np.ones((1, 2), np.float32))),
-    "holds float64": declared(npy(np.ones(2))),
-    "holds big-endian": declared(npy(np.ones(2, ">f4"))),
-    "holds text": declared(npy(np.array([SECRET, "b"]))),
-    "pickled objects": declared(npy(np.array([SECRET, None], dtype=object), allow_pickle=True)),
-    "pickle without npy": declared(
-        b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00\x8c\x06" + SECRET.encode() + b"\x94."
-    ),
-    "oversized": declared(npy(ONE) + b"\x00" * 5000),
-    "gigabytes declared": Array(dtype="float32", shape=(10**9,), stype="numpy.ndarray", data=npy(ONE)),
-    "cut off": declared(npy(ONE)[:-1]),
-    "cut off in the header": declared(npy(ONE)[:20]),
-    "empty": declared(b""),
-    "text": declared(SECRET.encode()),
-    "another serialisation": declared(npy(ONE), stype="torch.tensor"),
-    "unknown dtype": declared(npy(ONE), dtype=SECRET),
-}
-
-
-@pytest.mark.parametrize("name", BAD_ARRAYS)
-def test_bad_arrays(name: str) -> None:
-    assert "'b'" in refused(lambda: arrays_from_record(with_array("b", BAD_ARRAYS[name]), EXPECTED))
-
-
-def npy_with_header(header: str, body: bytes = b"\x00" * 8) -> bytes:
-    text = header.encode("latin1")
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + body
-
-
-def zipped() -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, np.float32(1))
-    return buffer.getvalue()
+        fewer = {key: value for key, value in plain().items() if key != name}
+        refused(lambda fewer=fewer: arrays_from_record(pack(fewer), EXPECTED))
+    refused(lambda: arrays_from_record(pack({**plain(), SECRET: np.zeros(1, np.float32)}), EXPECTED))
+    refused(lambda: arrays_from_record(pack({}), EXPECTED))
 
 
 @pytest.mark.parametrize(
-    "data",
+    "array",
     [
-        zipped(),
-        npy_with_header("{(\n"),
-        npy_with_header("('\n"),
-        npy_with_header("{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000000,), }\n"),
-        npy_with_header("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999999,), }\n"),
-        npy_with_header("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }\n"),
-        npy_with_header("{'descr': '<f4', 'fortran_order': False, 'shape': (True, 2), }\n"),
-        npy_with_header("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (2,), }\n"),
-        npy_with_header("{'descr': 3, 'fortran_order': False, 'shape': (2,), }\n"),
-        npy_with_header("{'descr': {}, 'fortran_order': False, 'shape': (2,), }\n"),
-        npy_with_header("{'descr': ('<f4',), 'fortran_order': False, 'shape': (2,), }\n"),
-        npy_with_header("{'descr': '|O', 'fortran_order': False, 'shape': (2,), }\n"),
-        npy_with_header("{[]: 1}\n"),
-        npy_with_header("-" * 500 + "1\n"),
-        npy_with_header("(" * 900 + "\n"),
-        npy_with_header(""),
-        b"\x93NUMPY\x09\x00" + b"\x00" * 50,
-        b"PK\x03\x04" + b"\x00" * 50,
+        np.zeros(3, np.float32),
+        np.zeros((1, 2), np.float32),
+        np.array(1, np.float32),
+        np.zeros(2),
+        np.zeros(2, np.float16),
+        np.zeros(2, np.int32),
+        np.zeros(2, np.uint8),
+        np.array([1, math.nan], np.float32),
+        np.array([-math.inf, 1], np.float32),
     ],
 )
-def test_bytes_made_to_break_a_reader_are_refused(data: bytes) -> None:
-    assert "'b'" in refused(lambda: arrays_from_record(with_array("b", declared(data)), EXPECTED))
+def test_bad_arrays_are_named(array: np.ndarray) -> None:
+    assert "'b'" in refused(lambda: arrays_from_record(pack({**plain(), "b": array}), EXPECTED))
+
+
+def test_a_document_made_by_hand_is_read() -> None:
+    found = arrays_from_record(ConfigRecord({CONTENT: document(GOOD_HEADER, BODY)}), EXPECTED)
+    assert found["w"].tolist() == [[0, 1, 2], [3, 4, 5]] and found["b"].tolist() == [6, 7]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        SECRET.encode(),
+        b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00\x8c\x06" + SECRET.encode() + b"\x94.",
+        b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }",
+        b"PK\x03\x04" + b"\x00" * 40,
+        document(GOOD_HEADER, BODY)[:-1],
+        document(GOOD_HEADER, BODY)[:20],
+        document(GOOD_HEADER, BODY) + b"\x00" * 8,
+        document(GOOD_HEADER, BODY) + b"\x00" * 5000,
+        struct.pack("<Q", 1 << 62) + b"{}",
+        struct.pack("<Q", 100) + b"{}",
+        document(b"{" * 900),
+        document(b"[" * 900),
+        document(b"not json"),
+        document([]),
+        document({"w": SECRET}),
+        document(GOOD_HEADER | {"b": entry([2], 0, 8)}, BODY),  # two arrays share bytes
+        document(GOOD_HEADER | {"b": entry([10**15], 24, 32)}, BODY),
+        document(GOOD_HEADER | {"b": entry([-2], 24, 32)}, BODY),
+        document(GOOD_HEADER | {"b": entry([2], 24, 1 << 60)}, BODY),
+        document(GOOD_HEADER | {"b": entry([2], 24, 32, SECRET)}, BODY),
+        document(GOOD_HEADER | {"b": entry([2], 24, 32, "I32")}, BODY),
+        document(GOOD_HEADER | {"b": entry([1], 24, 32, "F64")}, BODY),
+    ],
+)
+def test_bytes_made_to_break_a_reader_are_refused(content: bytes) -> None:
+    refused(lambda: arrays_from_record(ConfigRecord({CONTENT: content}), EXPECTED))
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {CONTENT: SECRET}, {CONTENT: 1}, {CONTENT: [1.0]}, {CONTENT: b"", "more": 1}, {SECRET: b""}]
+)
+def test_another_record_than_one_document(fields: dict[str, Any]) -> None:
+    assert "safetensors document" in refused(lambda: arrays_from_record(ConfigRecord(fields), EXPECTED))
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.data())
+@given(data=st.data())
 def test_any_corruption_is_read_as_finite_float32_or_refused(data: st.DataObject) -> None:
-    content = bytearray(npy(ONE))
+    content = bytearray(document(GOOD_HEADER, BODY))
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     try:
-        found = arrays_from_record(with_array("b", declared(bytes(content))), EXPECTED)
-    except MessageError:
+        found = arrays_from_record(ConfigRecord({CONTENT: bytes(content)}), EXPECTED)
+    except MessageError as error:
+        assert SECRET not in str(error)
         return
-    assert found["b"].dtype == torch.float32 and found["b"].shape == (2,) and torch.isfinite(found["b"]).all()
+    assert {name: tuple(array.shape) for name, array in found.items()} == EXPECTED
+    assert all(array.dtype == torch.float32 and bool(torch.isfinite(array).all()) for array in found.values())
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=200))
-@example(zipped())
+@example(b"\x00" * 8)
 def test_random_bytes_are_refused(content: bytes) -> None:
-    refused(lambda: arrays_from_record(with_array("b", declared(content)), EXPECTED))
+    refused(lambda: arrays_from_record(ConfigRecord({CONTENT: content}), EXPECTED))
 
 
 def test_digest_of_arrays_tells_every_bit_apart() -> None:

@@ -59,7 +59,8 @@ def comparison_table(comparison: Comparison) -> RichTable:
             continue
         seconds = "" if line.seconds is None else f"{line.seconds.mean:.0f}"
         some = f" ({line.finished} of {line.runs} seeds)" if line.finished < line.runs else ""
-        cells = [spread_text(line.metrics[name], line.finished) for name in shown]
+        # Ranges would not fit a terminal of 80 columns; the page has them.
+        cells = [spread_text(line.metrics[name], line.finished, ranges=False) for name in shown]
         table.add_row(line.run + some, epsilon_text(line), *cells, seconds)
     return table
 
@@ -68,6 +69,8 @@ def comparison_notes(comparison: Comparison, out: Path) -> str:
     """What must stand below the table: what ε means, exposures, failures, notes and where the files are."""
     terms = epsilon_terms(comparison)
     parts = [f"Every ε is the largest over sites, {terms}."] if terms else []
+    if len(comparison.seeds) > 1:
+        parts.insert(0, f"Means over {len(comparison.seeds)} seeds; {HTML_NAME} has the ranges.")
     parts += [f"{line.run}: {line.exposure}." for line in comparison.table if line.exposure and line.mode != "dpsgd"]
     parts += [f"{line.run} failed: {reason}" for line in comparison.table for reason in line.failed]
     if comparison.utility_reason:
@@ -84,9 +87,9 @@ def epsilon_text(line: Line) -> str:
     return f"{line.epsilon:.3g}" if isinstance(line.epsilon, float) else "no finite ε"
 
 
-def spread_text(value: Spread | None, finished: int = 1) -> str:
+def spread_text(value: Spread | None, finished: int = 1, *, ranges: bool = True) -> str:
     """Mean, and the range over several seeds; how many where a seed has no value."""
     if value is None:
         return "not defined"
-    text = f"{value.mean:.3f}" + (f" ({value.low:.3f}-{value.high:.3f})" if value.count > 1 else "")
+    text = f"{value.mean:.3f}" + (f" ({value.low:.3f}-{value.high:.3f})" if ranges and value.count > 1 else "")
     return text + (f", {value.count} of {finished} seeds" if value.count < finished else "")

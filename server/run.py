@@ -85,6 +85,11 @@ class RunFiles:
         return self.out / "nodes.json"
 
     @property
+    def waiting(self) -> Path:
+        """Which sites have not decided yet, while they are being asked."""
+        return self.out / "waiting.json"
+
+    @property
     def decoder(self) -> Path:
         """The global decoder, replaced after every round."""
         return self.out / "decoder.safetensors"

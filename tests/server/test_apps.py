@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -111,9 +113,9 @@ def invite(out: Path, answers: Mapping[int, RecordDict | Error | None]) -> tuple
     return gather_sites(grid, settings, files, Witness(files.ledger_heads, COORDINATOR))
 
 
-def make_protocol() -> Protocol:
+def make_protocol(**training: Any) -> Protocol:
     schema = {"fields": [{"name": "sex", "type": "string", "constraints": {"enum": ["f", "m"]}}]}
-    study = {"study": {"name": "s", "schema": "x.json"}, "training": {"min_sites": 2, "join_timeout": 5.0}}
+    study = {"study": {"name": "s", "schema": "x.json"}, "training": {"min_sites": 2, "join_timeout": 5.0} | training}
     return Protocol(Study.model_validate(study), parse_schema(schema))
 
 
@@ -156,6 +158,65 @@ def test_sites_that_join_get_weights_and_the_others_a_reason(identity: None, tmp
         "node 6": "no header",
         "node 7": "no reply before the deadline",
     }
+
+
+class Deciding(Nodes):
+    """Sites that need time: every node has a list of answers, the last of which it repeats."""
+
+    def __init__(self, answers: Mapping[int, list[RecordDict | Error | None]]) -> None:
+        super().__init__({})
+        self.script, self.asked = {node: list(replies) for node, replies in answers.items()}, Counter[int]()
+
+    def get_node_ids(self) -> list[int]:
+        return list(self.script)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        listed = list(messages)
+        for message in listed:
+            node = message.metadata.dst_node_id
+            self.asked[node] += 1
+            script = self.script[node]
+            self.answers = {**self.answers, node: script.pop(0) if len(script) > 1 else script[0]}
+        return super().send_and_receive(listed, timeout=timeout)
+
+
+def test_a_site_that_has_not_decided_is_asked_again_and_named_meanwhile(identity: None, tmp_path: Path) -> None:
+    waiting = [JoinReply(status, "berta").to_record() for status in (Status.AWAITING_APPROVAL, Status.CLOSED_NOW)]
+    away = Error(ErrorCode.NODE_UNAVAILABLE, "Zq7731")
+    seen: list[dict[str, Any]] = []
+
+    class Watching(Deciding):
+        def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+            path = tmp_path / "waiting.json"
+            seen.extend([json.loads(path.read_text())] if path.exists() else [])
+            return super().send_and_receive(messages, timeout=timeout)
+
+    grid: Any = Watching(
+        {1: [joining("anna", 10)], 2: [*waiting, joining("berta", 30)], 3: [away, joining("clara", 5)]}
+    )
+    settings, files = RunSettings(make_protocol(), tmp_path, 3, simulation=True), RunFiles(tmp_path)
+    members = gather_sites(grid, settings, files, Witness(files.ledger_heads, COORDINATOR))
+    assert [member.site for member in members] == ["anna", "berta", "clara"]
+    assert dict(grid.asked) == {1: 1, 2: 3, 3: 2}, "who has decided is not asked again"
+    assert seen == [
+        {"expected": 3, "waiting": {"berta": "awaiting-approval", "node 3": "is not connected"}},
+        {"expected": 3, "waiting": {"berta": "closed-now"}},
+    ]
+    assert not files.waiting.exists()
+
+
+def test_waiting_for_a_decision_is_bounded(identity: None, tmp_path: Path) -> None:
+    pending = JoinReply(Status.AWAITING_APPROVAL, "clara").to_record()
+    grid: Any = Deciding({1: [joining("anna", 10)], 2: [joining("berta", 30)], 3: [pending], 4: [None]})
+    protocol = make_protocol(join_timeout=1.0)
+    settings, files = RunSettings(protocol, tmp_path, 4, simulation=True), RunFiles(tmp_path)
+    for node in (1, 2):
+        grid.script[node] = [joining(("anna", "berta")[node - 1], 10, study=protocol.digest)]
+    members = gather_sites(grid, settings, files, Witness(files.ledger_heads, COORDINATOR))
+    assert [member.site for member in members] == ["anna", "berta"]
+    document = json.loads((tmp_path / "sites.json").read_text())
+    assert document["not_joined"] == {"clara": "awaiting-approval", "node 4": "no reply before the deadline"}
+    assert grid.asked[3] > 1 and grid.asked[4] > 1 and not files.waiting.exists()
 
 
 def test_a_name_is_taken_once(identity: None, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from common.records import ARRAYS, HEADER, arrays_digest
 from common.schema import parse_schema
 from common.study import Protocol, Study
 from server.checkpoint import build_decoder
+from tests.packed import unpack
 
 SECRET = "Zq7731"
 MARKED = "61.7731"  # a number that stands for a patient: no reply and no log may hold it
@@ -86,16 +87,18 @@ def release_request(protocol: Protocol, rows: int, seed: int = 0) -> RecordDict:
 class Hospital:
     """A site on disk, every reply of which is checked on its way out, as the coordinator will receive it."""
 
-    def __init__(self, folder: Path, policy: str = "", state: str = "state") -> None:
+    def __init__(
+        self, folder: Path, policy: str = "", state: str = "state", source: str = 'data = "patients.csv"'
+    ) -> None:
         folder.mkdir(exist_ok=True)
-        (folder / "patients.csv").write_text(table())
+        self.data = folder.resolve() / "patients.csv"
+        self.data.write_text(table())
         (folder / "site.toml").write_text(
-            f'[site]\nname = "anna"\ndata = "patients.csv"\nstate = "{state}"\ndevice = "cpu"\nthreads = 1\n'
-            f"[policy]\n{policy}\n"
+            f'[site]\nname = "anna"\nstate = "{state}"\ndevice = "cpu"\nthreads = 1\n{source}\n[policy]\n{policy}\n'
         )
         self.folder = folder
         self.config: SiteConfig = load_site(folder / "site.toml")
-        self.data, self.state = self.config.site.data, self.config.site.state
+        self.state = self.config.site.state
 
     @property
     def site(self) -> Site:
@@ -131,7 +134,7 @@ class Hospital:
         if ARRAYS in record:
             payload = {"rows"} if kind == RELEASE else set(decoder_of(PROTOCOL))
             assert {"rows" if kind == RELEASE else "update"} <= set(allowed)
-            assert set(record.array_records[ARRAYS]) == payload
+            assert set(unpack(record.config_records[ARRAYS])) == payload
         text = repr(dict(header))
         for forbidden in (SECRET, MARKED, "Error", "Traceback", str(self.folder), "patients.csv", "column"):
             assert forbidden not in text

@@ -7,12 +7,14 @@ from typing import Annotated, Literal
 
 import typer
 
+from client.init_commands import app as init_app
 from client.ledger_commands import app as ledger_app
 from common.console import new_app, results, run_cli, write_json
 from common.errors import DataError, ExitCode
 
 app = new_app("The hospital's side of a Cohortium study.")
 
+app.add_typer(init_app)
 app.add_typer(ledger_app, name="ledger")
 
 

@@ -7,25 +7,28 @@ hex of their raw bytes.
 
 from __future__ import annotations
 
-import os
-import stat
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from common.digest import canonical_json
 from common.errors import LedgerError
-from common.files import sync_directory
+from common.keys import KeyUse, link_private, load_ed25519, private_bytes
 
 Purpose = Literal["ledger head", "countersignature"]
 KEY_HEX = r"[0-9a-f]{64}"
 HEAD_HEX = r"[0-9a-f]{64}"
 SIGNATURE_HEX = r"[0-9a-f]{128}"
+LEDGER_KEY = KeyUse(
+    what="the ledger's key",
+    error=LedgerError,
+    missing="the key of this site's ledger is missing; a new one would not continue the ledger",
+    missing_fix="restore the key from its backup; without it the site cannot go on with this ledger",
+)
 
 
 @dataclass(frozen=True)
@@ -66,62 +69,21 @@ def public_hex(key: Ed25519PrivateKey) -> str:
 
 def load_key(path: Path) -> Ed25519PrivateKey:
     """Read the site's key; `LedgerError` if it is missing, open to others, unreadable or of another type."""
-    try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            raise LedgerError(f"{path}: the ledger's key is not a file", fix="restore the key from its backup")
-        if mode & 0o077:
-            raise LedgerError(
-                f"{path}: the ledger's key has permissions {stat.S_IMODE(mode):04o}; nobody but its owner may read it",
-                fix=f"chmod 600 {path}, and ask who could have copied it",
-            )
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise LedgerError(
-            f"{path}: the key of this site's ledger is missing; a new one would not continue the ledger",
-            fix="restore the key from its backup; without it the site cannot go on with this ledger",
-        ) from None
-    except OSError as error:
-        raise LedgerError(
-            f"{path}: the ledger's key cannot be read ({error.strerror})", fix="correct its owner and permissions"
-        ) from None
-    try:
-        key = serialization.load_pem_private_key(content, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise LedgerError(
-            f"{path}: not a readable PEM private key without a password", fix="restore the key from its backup"
-        ) from None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise LedgerError(f"{path}: not an Ed25519 key", fix="restore the key from its backup")
-    return key
+    return load_ed25519(path, LEDGER_KEY)
 
 
 def load_or_create_key(path: Path) -> Ed25519PrivateKey:
     """The key at `path`, made (PEM PKCS8, mode 0600) if there is none; for the first use of a ledger only.
 
-    The file appears whole or not at all and never replaces another: it is written under a temporary name (O_EXCL, 0600)
-    and then linked, which fails if the name is taken.
+    The file appears whole or not at all and never replaces another.
     """
     if path.exists() or path.is_symlink():
         return load_key(path)
     key = Ed25519PrivateKey.generate()
-    content = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return load_key(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_directory(path.parent)
+        link_private(path, private_bytes(key))
+    except FileExistsError:
+        return load_key(path)
     return key
 
 

@@ -67,8 +67,8 @@ class Witness:
     def spent(self, site: str, signed: tuple[int, str, str], study: str, number: int, payload_digest: str) -> None:
         """Take down (length, head, signature) that came with an update; `MessageError` if it must not be used.
 
-        A new update needs a new entry, or one that the site showed when it joined again: that of a reply which was lost.
-        The same update for the same round may come again with the same head.
+        A new update needs a new entry, or one that the site showed when it joined again: that of a lost reply. The same
+        update for the same round may come again with the same head.
         """
         length, head, signature = signed
         last = self._seen[site]

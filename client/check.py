@@ -10,6 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as Grid
 from rich.text import Text
 
+from client.site import load_site
+from client.sources import inspect_patients
 from common.cells import ColumnReport
 from common.schema import Schema, load_schema
 from common.table import OutOfBounds, TableReport, inspect_table
@@ -22,6 +24,7 @@ class FileCheck:
     schema: Schema
     report: TableReport
     out_of_bounds: OutOfBounds
+    withheld: tuple[str, ...] = ()
 
     @property
     def problems(self) -> list[str]:
@@ -39,8 +42,11 @@ class FileCheck:
         found = [
             f"column {column.name!r}: {warning}"
             for column in self.report.columns
+            if column.name not in self.withheld
             for warning in _column_warnings(column)
         ]
+        if self.withheld:
+            found.append(f"columns that this site withholds are missing: {', '.join(map(repr, self.withheld))}")
         if self.report.undeclared:
             names = ", ".join(repr(name) for name in self.report.undeclared)
             found.append(f"columns that the schema does not declare are ignored: {names}")
@@ -77,6 +83,14 @@ def check_file(schema: str | Path, data: str | Path, out_of_bounds: OutOfBounds 
     loaded = load_schema(schema)
     _, report = inspect_table(data, loaded)
     return FileCheck(loaded, report, out_of_bounds)
+
+
+def check_site(site: str | Path, schema: str | Path) -> FileCheck:
+    """Check the table or query of site.toml at `site`, as its policy lets a study see it, against `schema`."""
+    config, loaded = load_site(site), load_schema(schema)
+    withheld = config.policy.withheld(loaded)
+    _, report = inspect_patients(config, loaded)
+    return FileCheck(loaded, report, config.policy.out_of_bounds, withheld)
 
 
 def render(check: FileCheck) -> list[Grid | Text]:

@@ -22,10 +22,20 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.admission import (
+    RefusedError,
+    delta_warning,
+    require_allowed,
+    require_open,
+    require_patients,
+    status_of,
+)
 from client.budget import Budget
 from client.device import pick_device
 from client.generation import ChannelInputs, channel_rows, synthetic_encoder
-from client.patients import Enrolled, load_patients, released_patients, trained_patients
+from client.memory import memory_limit
+from client.patients import Enrolled, load_patients, released_patients, require_enrolled, trained_patients
+from client.policy import hint_of_withheld
 from client.site import SiteConfig
 from client.state import (
     Released,
@@ -37,10 +47,9 @@ from client.state import (
     save_state,
 )
 from client.trainers import MODES, RoundInputs
-from client.trainers.base import NonFiniteLossError
 from client.trainers.local import load_encoder
 from common.encoding import EncodedTable, TableEncoding
-from common.errors import CohortiumError, DataError, LedgerError, OutputError, SchemaError, SiteError, StudyError
+from common.errors import CohortiumError, OutputError
 from common.files import append_line, write_atomic
 from common.messages import (
     JoinReply,
@@ -54,8 +63,7 @@ from common.messages import (
     read_train_header,
 )
 from common.model.vae import Decoder
-from common.privacy.accountant import BudgetError, check_delta
-from common.privacy.channel_release import channel_event, fit_patients
+from common.privacy.channel_release import channel_event
 from common.privacy.events import ChannelRelease
 from common.privacy.ledger import Ledger
 from common.privacy.ledger_keys import SignedHead, load_key
@@ -63,30 +71,7 @@ from common.privacy.memory import remembering
 from common.records import MessageError, arrays_digest, values_digest
 from common.study import Protocol
 
-CODES: tuple[tuple[type[Exception], Status], ...] = (
-    (MessageError, Status.BAD_REQUEST),
-    (BudgetError, Status.REFUSED_BY_POLICY),
-    (NonFiniteLossError, Status.NON_FINITE_LOSS),
-    (DataError, Status.DATA_UNUSABLE),
-    (StudyError, Status.BAD_REQUEST),
-    (SchemaError, Status.BAD_REQUEST),
-    (LedgerError, Status.LEDGER_FAILED),
-    (OutputError, Status.STORAGE_FAILED),
-    (StateError, Status.STORAGE_FAILED),
-    (SiteError, Status.SITE_MISCONFIGURED),
-    (OSError, Status.STORAGE_FAILED),
-)
-
-
 ENROLLED = "enrolled.json"
-
-
-class RefusedError(CohortiumError):
-    """The site answers with `status` instead of doing the work."""
-
-    def __init__(self, status: Status, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 @dataclass(frozen=True)
@@ -119,14 +104,16 @@ class Site:
     def join(self, record: Any) -> JoinReply:
         """Accept or refuse a study."""
         try:
+            require_open(self.config.policy)
             protocol = Protocol.from_json(JoinRequest.from_record(record).protocol)
-            objections = self.config.objections(protocol)
-            if objections:
-                raise RefusedError(Status.REFUSED_BY_POLICY, "; ".join(objections))
+            require_allowed(self.config, protocol)
             data = load_patients(self.config, protocol)
             patients = len(data)
-            self._check_patients(protocol, patients)
-            warning = self._check_delta(protocol, patients)
+            require_patients(self.config, protocol, patients)
+            warnings = (
+                delta_warning(protocol, patients, self.name),
+                hint_of_withheld(self.config.policy, protocol.schema),
+            )
             folder = self._folder(protocol.digest)
             with self._ledger() as ledger:
                 ledger.require_key()  # a site that could not spend must not join
@@ -137,7 +124,7 @@ class Site:
                 whole = Budget.of(protocol, self.config.policy, patients).approve(entries)
             Enrolled.of(data).save(folder / ENROLLED)
             write_atomic(folder / "protocol.json", json.dumps(protocol.to_json(), indent=1))
-            if warning is not None:
+            for warning in filter(None, warnings):
                 self._log("warning", study=protocol.digest, reason=warning)
             epsilon = whole.epsilon if math.isfinite(whole.epsilon) else "infinity"
             self._log("joined", study=protocol.digest, patients=patients, epsilon=epsilon, delta=whole.delta)
@@ -202,18 +189,19 @@ class Site:
             raise RefusedError(Status.WRONG_ROUND, f"round {request.round} was answered from another decoder")
         else:
             self._check_continuity(study, state)
-            result = trainer.train(
-                RoundInputs(
-                    study=study.protocol.study,
-                    encoding=study.encoding,
-                    data=data,
-                    decoder=request.decoder,
-                    round=request.round,
-                    state=state.trainer,
-                    seed=self._seed(study.protocol, request.round),
-                    device=pick_device(self.config.site.device),
-                )
+            device = pick_device(self.config.site.device)
+            inputs = RoundInputs(
+                study=study.protocol.study,
+                encoding=study.encoding,
+                data=data,
+                decoder=request.decoder,
+                round=request.round,
+                state=state.trainer,
+                seed=self._seed(study.protocol, request.round),
+                device=device,
             )
+            with memory_limit(self.config.policy, device):
+                result = trainer.train(inputs)
             update = result.update
             save_state(study.state_path, request.study, SiteState(request.round, base, result.state, update))
             seconds = time.perf_counter() - started
@@ -249,7 +237,8 @@ class Site:
         released = load_released(study.released_path, request.study)
         if released is None:
             started = time.perf_counter()
-            released = Released(base, self._channel_rows(study, request, data, event))
+            with memory_limit(self.config.policy):
+                released = Released(base, self._channel_rows(study, request, data, event))
             save_released(study.released_path, request.study, released)
             self._log("released", rows=request.rows, seconds=round(time.perf_counter() - started, 3))
         elif released.base != base or len(released.rows) != request.rows:
@@ -304,42 +293,19 @@ class Site:
 
     def _accepted(self, digest: str) -> Study:
         """The study with this digest, if the site accepted it and its policy still allows it."""
+        require_open(self.config.policy)
         path = self._folder(digest) / "protocol.json"
         if not digest.isalnum() or not path.exists():
             raise RefusedError(Status.UNKNOWN_STUDY, "training was asked for a study this site has not accepted")
         study = _open_study(path, path.stat().st_mtime_ns)
         if study.protocol.digest != digest:
             raise RefusedError(Status.UNKNOWN_STUDY, f"{path} does not hold the study its folder names")
-        objections = self.config.objections(study.protocol)
-        if objections:
-            raise RefusedError(Status.REFUSED_BY_POLICY, "; ".join(objections))
+        require_allowed(self.config, study.protocol)
         return study
-
-    def _check_patients(self, protocol: Protocol, patients: int) -> None:
-        try:
-            fit_patients(protocol.study, patients)
-        except StudyError as error:
-            raise RefusedError(Status.TOO_FEW_PATIENTS, error.message) from None
-        least = max(self.config.policy.min_patients, protocol.study.release.min_patients_per_site)
-        if patients < least:
-            raise RefusedError(Status.TOO_FEW_PATIENTS, f"{patients} patients, at least {least} are needed")
-        declared = protocol.study.sites.get(self.name)
-        if declared is not None and declared != patients:
-            raise RefusedError(
-                Status.DATA_UNUSABLE, f"the study declares {declared} patients for this site, the file has {patients}"
-            )
 
     def _enrolled(self, folder: Path, protocol: Protocol, data: EncodedTable) -> None:
         """`DataError` unless these are the patients with whom the site joined."""
-        roles = protocol.study.channel.release_share > 0
-        Enrolled.load(folder / ENROLLED).require(data, self.config.site.data, roles=roles)
-
-    def _check_delta(self, protocol: Protocol, patients: int) -> str | None:
-        """A warning if the study's δ is large for this many patients; a refusal if it is too large."""
-        try:
-            return check_delta(protocol.study.privacy.delta, patients, self.name)
-        except StudyError as error:
-            raise RefusedError(Status.REFUSED_BY_POLICY, error.message) from None
+        require_enrolled(Enrolled.load(folder / ENROLLED), self.config, protocol, data)
 
     def _check_continuity(self, study: Study, state: SiteState) -> None:
         """In dpsgd mode encoder and optimiser live here for the whole study; without them the site takes no part."""
@@ -364,11 +330,7 @@ class Site:
 
     def _explain(self, error: Exception, **fields: Any) -> Status:
         """Log the reason at the site and return the code that may leave it."""
-        status = Status.INTERNAL_ERROR
-        if isinstance(error, RefusedError):
-            status = error.status
-        else:
-            status = next((code for kind, code in CODES if isinstance(error, kind)), status)
+        status = status_of(error)
         # Texts of our own errors hold no patient value; those of libraries might, so only their type is logged.
         ours = isinstance(error, CohortiumError | MessageError)
         self._log("refused", status=status.value, reason=str(error) if ours else type(error).__name__, **fields)

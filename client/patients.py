@@ -10,30 +10,46 @@ from pathlib import Path
 
 import numpy as np
 
+from client.memory import memory_limit, require_memory
 from client.site import SiteConfig
+from client.sources import inspect_patients
 from client.state import StateError
 from common.encoding import EncodedTable, TableEncoding
 from common.errors import DataError
 from common.files import write_atomic
 from common.privacy.channel_release import role_slots
 from common.study import Protocol
-from common.table import OutOfBounds, read_table
+from common.table import require_fit
 
 
 def load_patients(config: SiteConfig, protocol: Protocol) -> EncodedTable:
-    """The site's encoded table; kept in memory between rounds while the file is unchanged."""
+    """The site's encoded table; that of a file is kept in memory between rounds while the file is unchanged.
+
+    What the policy withholds is missing before anything is encoded. `DataError` for what does not fit, `RefusedError`
+    where the table and training would need more memory than the policy allows.
+    """
+    if config.site.data is None:
+        return _encode(config, protocol)
     path = config.site.data
     try:
         stat = path.stat()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})", fix="correct `data` in site.toml") from None
-    return _read(path, stat.st_mtime_ns, stat.st_size, config.policy.out_of_bounds, protocol)
+    # Frozen models have a hash, although a type checker cannot see it.
+    return _unchanged(config, protocol, stat.st_mtime_ns, stat.st_size)  # pyright: ignore[reportArgumentType]
 
 
 @functools.lru_cache(maxsize=32)
-def _read(path: Path, _time: int, _size: int, out_of_bounds: OutOfBounds, protocol: Protocol) -> EncodedTable:
-    table, _ = read_table(path, protocol.schema, out_of_bounds=out_of_bounds)
-    return TableEncoding(protocol.schema).encode(table)
+def _unchanged(config: SiteConfig, protocol: Protocol, _time: int, _size: int) -> EncodedTable:
+    return _encode(config, protocol)
+
+
+def _encode(config: SiteConfig, protocol: Protocol) -> EncodedTable:
+    with memory_limit(config.policy):
+        table, report = inspect_patients(config, protocol.schema)
+        require_fit(table, report, config.policy.out_of_bounds)
+        require_memory(config.policy, protocol, len(table))
+        return TableEncoding(protocol.schema).encode(table)
 
 
 def trained_patients(data: EncodedTable, protocol: Protocol) -> EncodedTable:
@@ -77,21 +93,34 @@ class Enrolled:
         """Write durably."""
         write_atomic(path, json.dumps(asdict(self)))
 
-    def require(self, data: EncodedTable, path: Path, *, roles: bool) -> None:
+    def require(self, data: EncodedTable, source: str, *, exact: str = "") -> None:
         """`DataError` if `data` is not the table the site joined with: its statements count those patients.
 
-        With `roles`, not even the order of its rows may differ: a patient who has trained must never release.
+        `exact` is the reason why not even the order of its rows may differ, if it may not.
         """
         found = Enrolled.of(data)
         if found.patients != self.patients:
             raise DataError(
-                f"{path}: the table has {found.patients} patients and had {self.patients} when the site joined this"
+                f"{source}: the table has {found.patients} patients and had {self.patients} when the site joined this"
                 " study, whose noise and statements count those",
                 fix="restore the table the study began with, or start a new study",
             )
-        if roles and found.table != self.table:
+        if exact and found.table != self.table:
             raise DataError(
-                f"{path}: the table or the order of its rows changed since the site joined this study, which keeps"
-                " patients who train apart from patients who release",
+                f"{source}: the table or the order of its rows changed since the site joined this study, {exact}",
                 fix="restore the table the study began with, or start a new study",
             )
+
+
+def require_enrolled(enrolled: Enrolled, config: SiteConfig, protocol: Protocol, data: EncodedTable) -> None:
+    """`DataError` unless these are the patients with whom the site joined.
+
+    Their order is compared where there are roles, since a patient who has trained must never release; and in a
+    database, where one patient more and one less would move all others to other slots, and their number not show it.
+    """
+    exact = ""
+    if protocol.study.channel.release_share > 0:
+        exact = "which keeps patients who train apart from patients who release"
+    elif config.site.sql is not None:
+        exact = "and a database lives while a study needs every patient in his place: query a frozen table or view"
+    enrolled.require(data, config.source, exact=exact)

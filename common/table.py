@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +21,9 @@ from common.cells import MOST_ROWS_NAMED, ColumnReport, parse_column, row_list
 from common.errors import DataError
 from common.schema import Schema
 
-if TYPE_CHECKING:
-    pass
-
 OutOfBounds = Literal["clip", "refuse"]
 SUFFIXES = (".csv", ".parquet")
+HEADER_FIX = "check that the first line holds the column names, spelled as in the schema"
 BATCH = 2_000  # CSV rows held as Python strings at a time
 
 
@@ -85,34 +84,45 @@ class TableReport:
         return found
 
 
-def read_table(path: str | Path, schema: Schema, *, out_of_bounds: OutOfBounds = "clip") -> tuple[Table, TableReport]:
+def read_table(
+    path: str | Path, schema: Schema, *, out_of_bounds: OutOfBounds = "clip", withheld: Sequence[str] = ()
+) -> tuple[Table, TableReport]:
     """Read a CSV or Parquet file that must fit `schema`; raise `DataError` listing every problem at once.
 
     Values outside declared bounds are moved to the bound and counted (`out_of_bounds="clip"`) or refused ("refuse").
+    Columns that are `withheld` are missing in every row, whatever the file holds.
     """
-    table, report = inspect_table(path, schema)
+    table, report = inspect_table(path, schema, withheld)
+    return require_fit(table, report, out_of_bounds), report
+
+
+def require_fit(table: Table, report: TableReport, out_of_bounds: OutOfBounds) -> Table:
+    """`table`, or `DataError` listing every problem of its report."""
     problems = report.problems(out_of_bounds)
     if problems:
         listing = "\n".join(f"  - {problem}" for problem in problems)
         raise DataError(
-            f"{path}: the file does not fit the schema\n{listing}",
+            f"{report.source}: the file does not fit the schema\n{listing}",
             fix="correct the file, or have the consortium change the schema; `cohortium-site check` shows every column",
         )
-    return table, report
+    return table
 
 
-def inspect_table(path: str | Path, schema: Schema) -> tuple[Table, TableReport]:
+def inspect_table(path: str | Path, schema: Schema, withheld: Sequence[str] = ()) -> tuple[Table, TableReport]:
     """Read a file and report on every column; unusable cells become missing in the returned table.
 
     Raises `DataError` only for what leaves nothing to report on: an unreadable file, a missing or repeated column, no
-    rows.
+    rows. Columns that are `withheld` are not read.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(f"{path}: unknown file type {path.suffix!r}", fix="use a .csv or .parquet file")
+    wanted = [name for name in schema.names if name not in withheld]
     read = _read_parquet if path.suffix.lower() == ".parquet" else _read_csv
     try:
-        header, arrays = read(path, schema)
+        header, arrays = read(path, wanted)
+    except MemoryError:  # Arrow's is one of its own exceptions too
+        raise
     except UnicodeDecodeError:
         raise DataError(f"{path}: not UTF-8 text", fix="export the file as UTF-8") from None
     except (csv.Error, pa.ArrowException):  # their text may quote a row, so it is not repeated
@@ -125,16 +135,27 @@ def inspect_table(path: str | Path, schema: Schema) -> tuple[Table, TableReport]
             f"{path}: cannot be read ({error.strerror or 'not readable'})",
             fix="check the path and its permissions",
         ) from None
-    rows = len(arrays[0])
+    return parse_columns(str(path), header, dict(zip(wanted, arrays, strict=True)), schema)
+
+
+def parse_columns(
+    source: str, header: Sequence[str], arrays: Mapping[str, pa.ChunkedArray], schema: Schema
+) -> tuple[Table, TableReport]:
+    """The table of columns that were read, by name, and a report; a column that is not among them is missing in
+    every row.
+    """
+    rows = len(next(iter(arrays.values()), ()))
     if rows == 0:
-        raise DataError(f"{path}: no data rows", fix="a site needs at least one patient; check the export")
+        raise DataError(f"{source}: no data rows", fix="a site needs at least one patient; check the export")
+    nothing = pa.chunked_array([pa.nulls(rows, pa.string())])
     values = np.empty((rows, len(schema.columns)))
     reports = []
     for j, column in enumerate(schema.columns):
-        values[:, j], column_report = parse_column(arrays[j], column, schema.missing_values)
+        cells = arrays.get(column.name, nothing)
+        values[:, j], column_report = parse_column(cells, column, schema.missing_values)
         reports.append(column_report)
     undeclared = tuple(name for name in header if name not in schema.names)
-    return Table(schema, values), TableReport(str(path), rows, tuple(reports), undeclared)
+    return Table(schema, values), TableReport(source, rows, tuple(reports), undeclared)
 
 
 def parse_header(line: str, source: Path) -> list[str]:
@@ -154,33 +175,31 @@ def parse_header(line: str, source: Path) -> list[str]:
     return header
 
 
-def _check_header(header: list[str], schema: Schema, path: Path) -> None:
-    absent = [name for name in schema.names if name not in header]
-    if len(absent) == len(schema.names):
+def check_header(header: Sequence[str], wanted: Sequence[str], source: str, fix: str = HEADER_FIX) -> None:
+    """`DataError` unless every wanted column occurs once; `fix` is for a header without any of them."""
+    absent = [name for name in wanted if name not in header]
+    if len(absent) == len(wanted):
         # The first line is then perhaps a patient's, so none of it is shown.
-        raise DataError(
-            f"{path}: no column of the schema is in the header",
-            fix="check that the first line holds the column names, spelled as in the schema",
-        )
+        raise DataError(f"{source}: no column of the schema is in the header", fix=fix)
     occurrences = Counter(header)
-    problems = [f"column {n!r} occurs {occurrences[n]} times" for n in schema.names if occurrences[n] > 1]
+    problems = [f"column {n!r} occurs {occurrences[n]} times" for n in wanted if occurrences[n] > 1]
     problems += [f"column {name!r} is missing" for name in absent]
     if problems:
-        undeclared = [repr(name) for name in header if name not in schema.names]
+        undeclared = [repr(name) for name in header if name not in wanted]
         extra = f"\n  columns that the schema does not declare: {', '.join(undeclared)}" if undeclared else ""
         listing = "\n".join(f"  - {problem}" for problem in problems)
         raise DataError(
-            f"{path}: {len(problems)} problem(s) in the header\n{listing}{extra}",
+            f"{source}: {len(problems)} problem(s) in the header\n{listing}{extra}",
             fix="the file needs every column of the schema once, spelled as there",
         )
 
 
-def _read_csv(path: Path, schema: Schema) -> tuple[list[str], list[pa.ChunkedArray]]:
-    """Header, and every cell of the declared columns as written."""
+def _read_csv(path: Path, wanted: Sequence[str]) -> tuple[list[str], list[pa.ChunkedArray]]:
+    """Header, and every cell of the wanted columns as written."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = parse_header(file.readline(), path)
-        _check_header(header, schema, path)
-        positions = [header.index(name) for name in schema.names]
+        check_header(header, wanted, str(path))
+        positions = [header.index(name) for name in wanted]
         chunks: list[list[pa.Array]] = [[] for _ in positions]
         batch: list[list[str]] = []
 
@@ -213,11 +232,11 @@ def _read_csv(path: Path, schema: Schema) -> tuple[list[str], list[pa.ChunkedArr
     return header, [pa.chunked_array(chunk) for chunk in chunks]
 
 
-def _read_parquet(path: Path, schema: Schema) -> tuple[list[str], list[pa.ChunkedArray]]:
-    """Column names, and the declared columns as stored."""
+def _read_parquet(path: Path, wanted: Sequence[str]) -> tuple[list[str], list[pa.ChunkedArray]]:
+    """Column names, and the wanted columns as stored."""
     with path.open("rb") as file:
         parquet = pq.ParquetFile(file)
         header = list(parquet.schema_arrow.names)
-        _check_header(header, schema, path)
-        table = parquet.read(columns=list(schema.names))
-        return header, [table.column(name) for name in schema.names]
+        check_header(header, wanted, str(path))
+        table = parquet.read(columns=list(wanted))
+        return header, [table.column(name) for name in wanted]

@@ -122,7 +122,7 @@ def _lay_out_sites(work: Path, directory: Path, names: list[str]) -> None:
         write_atomic(
             path,
             f'[site]\nname = {json.dumps(name)}\ndata = {data}\nstate = "state"\nthreads = 1\n'
-            '[policy]\nsimulation = true\nmin_patients = 1\nmodes = ["constrained", "dpsgd", "none"]\n'
+            '[policy]\nsimulation = true\nmin_patients = 1\nmin_count = 1\nmodes = ["constrained", "dpsgd", "none"]\n'
             f"max_update_norm = 1e9\nmax_release_rows = {MOST_ROWS}\n",
         )
         paths.append(str(path))

@@ -1,8 +1,10 @@
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from client.policy import PolicySection
 from client.site import SiteConfig, load_site
 from common.errors import ExitCode, SiteError
 from common.schema import parse_schema
@@ -60,7 +62,26 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         "max_epsilon": 3.0,
         "max_release_rows": 50,
         "simulation": True,
+        "withheld_columns": (),
+        "min_count": 11,
+        "max_epsilon_per_study": None,
+        "max_epsilon_per_year": None,
+        "max_memory_mb": None,
+        "opening_hours": (),
+        "timezone": None,
     }
+
+
+def test_the_documented_file_is_read_and_shows_the_defaults(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "site-policy.md").read_text(encoding="utf-8")
+    first, second, *_ = (part.split("```")[0] for part in text.split("```toml\n")[1:])
+    assert load_site(write(tmp_path, first)).policy == PolicySection()
+    every = re.sub(r"^# (?=[a-z_]+ = )", "", first, flags=re.MULTILINE)
+    written = load_site(write(tmp_path, every)).policy
+    assert written.model_fields_set == set(PolicySection.model_fields) - {"simulation"}
+    for query in (second, re.sub(r"^# (?=[a-z_]+ = )", "", second, flags=re.MULTILINE)):
+        loaded = load_site(write(tmp_path, MINIMAL.replace('data = "patients.csv"\n', "") + query))
+        assert loaded.site.sql is not None and loaded.site.sql.max_rows == 1_000_000
 
 
 @pytest.mark.parametrize(

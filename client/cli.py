@@ -10,7 +10,7 @@ import typer
 from client.init_commands import app as init_app
 from client.ledger_commands import app as ledger_app
 from common.console import new_app, results, run_cli, write_json
-from common.errors import DataError, ExitCode
+from common.errors import DataError, ExitCode, UsageError
 
 app = new_app("The hospital's side of a Cohortium study.")
 
@@ -21,10 +21,11 @@ app.add_typer(ledger_app, name="ledger")
 @app.command()
 def check(
     schema: Annotated[Path, typer.Option(help="The study's schema.json.")],
-    data: Annotated[Path, typer.Option(help="This hospital's patient table, .csv or .parquet.")],
+    data: Annotated[Path | None, typer.Option(help="This hospital's patient table, .csv or .parquet.")] = None,
+    site: Annotated[Path | None, typer.Option(help="In place of --data: site.toml, with its source and policy.")] = None,
     out_of_bounds: Annotated[
         Literal["clip", "refuse"],
-        typer.Option(help="Values outside declared bounds: move them to the bound and count them, or refuse them."),
+        typer.Option(help="With --data: values outside their bounds are moved to the bound and counted, or refused."),
     ] = "clip",
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON on standard output.")] = False,
 ) -> None:
@@ -32,13 +33,15 @@ def check(
 
     Exit code 0: it fits. 3: the schema is unusable. 4: the file does not fit.
     """
-    from client.check import check_file, render
+    from client.check import check_file, check_site, render
 
+    if (data is None) == (site is None):
+        raise UsageError("--data or --site: expected one of them", fix="name the table, or the site.toml that names it")
     try:
-        found = check_file(schema, data, out_of_bounds)
+        found = check_file(schema, data, out_of_bounds) if data is not None else check_site(str(site), schema)
     except DataError as error:
         if as_json:
-            write_json({"file": str(data), "fits": False, "problems": [error.message]})
+            write_json({"file": str(data or site), "fits": False, "problems": [error.message]})
         raise
     if as_json:
         write_json(found.to_json())

@@ -100,3 +100,19 @@ sys.exit(repr([name for name in {heavy!r} if name in sys.modules]))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert "check" in done.stdout
     assert done.stderr.strip() == "[]"
+
+
+def test_the_source_and_policy_of_site_toml(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "site.toml").write_text(
+        '[site]\nname = "anna"\ndata = "high.csv"\nstate = "state"\n[policy]\nout_of_bounds = "refuse"\n'
+    )
+    monkeypatch.setattr(
+        sys, "argv", ["cohortium-site", "check", "--schema", f"{folder}/schema.json", "--site", f"{folder}/site.toml"]
+    )
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == ExitCode.DATA and "does not fit" in capsys.readouterr().out
+    assert check(folder, "good.csv", monkeypatch, "--site", f"{folder}/site.toml") == ExitCode.USAGE
+    assert "expected one of them" in capsys.readouterr().err

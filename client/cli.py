@@ -22,7 +22,7 @@ app.add_typer(ledger_app, name="ledger")
 def check(
     schema: Annotated[Path, typer.Option(help="The study's schema.json.")],
     data: Annotated[Path | None, typer.Option(help="This hospital's patient table, .csv or .parquet.")] = None,
-    site: Annotated[Path | None, typer.Option(help="In place of --data: site.toml, with its source and policy.")] = None,
+    site: Annotated[Path | None, typer.Option(help="In place of --data: site.toml with its source.")] = None,
     out_of_bounds: Annotated[
         Literal["clip", "refuse"],
         typer.Option(help="With --data: values outside their bounds are moved to the bound and counted, or refused."),

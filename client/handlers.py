@@ -5,6 +5,7 @@ Whatever goes wrong becomes a fixed `Status`; the reason in words goes to the si
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -14,7 +15,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,10 @@ from client.state import (
 )
 from client.trainers import MODES, RoundInputs
 from client.trainers.local import load_encoder
+from common.audit import AUDIT_LOG, AuditError, AuditLog
 from common.encoding import EncodedTable, TableEncoding
 from common.errors import CohortiumError, OutputError
-from common.files import append_line, write_atomic
+from common.files import write_atomic
 from common.messages import (
     JoinReply,
     JoinRequest,
@@ -205,7 +206,8 @@ class Site:
             update = result.update
             save_state(study.state_path, request.study, SiteState(request.round, base, result.state, update))
             seconds = time.perf_counter() - started
-            self._log("trained", round=request.round, seconds=round(seconds, 3), **dict(result.diagnostics))
+            about = {"study": request.study, "digest": arrays_digest(update), "round": request.round}
+            self._log("trained", **about, seconds=round(seconds, 3), **dict(result.diagnostics))
         # The spend is on disk before the update exists anywhere outside this process.
         with self._ledger() as ledger:
             ledger.record(request.study, event, arrays_digest(update), approve)
@@ -240,7 +242,8 @@ class Site:
             with memory_limit(self.config.policy):
                 released = Released(base, self._channel_rows(study, request, data, event))
             save_released(study.released_path, request.study, released)
-            self._log("released", rows=request.rows, seconds=round(time.perf_counter() - started, 3))
+            about = {"study": request.study, "digest": values_digest(released.rows), "rows": request.rows}
+            self._log("released", **about, seconds=round(time.perf_counter() - started, 3))
         elif released.base != base or len(released.rows) != request.rows:
             raise RefusedError(Status.WRONG_ROUND, "the release was answered for another decoder or number of rows")
         with self._ledger() as ledger:
@@ -333,17 +336,13 @@ class Site:
         status = status_of(error)
         # Texts of our own errors hold no patient value; those of libraries might, so only their type is logged.
         ours = isinstance(error, CohortiumError | MessageError)
-        self._log("refused", status=status.value, reason=str(error) if ours else type(error).__name__, **fields)
+        self._log("refused", outcome=status.value, reason=str(error) if ours else type(error).__name__, **fields)
         return status
 
     def _log(self, action: str, **fields: Any) -> None:
-        """One JSON line in the site's own log; a log that cannot be written never changes an answer."""
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        try:
-            self.config.site.state.mkdir(parents=True, exist_ok=True)
-            append_line(self.config.site.state / "site.jsonl", json.dumps({"time": now, "action": action} | fields))
-        except (OSError, OutputError):
-            return
+        """One line in the site's audit log; a log that cannot be written never changes an answer."""
+        with contextlib.suppress(OutputError, AuditError, ValueError):  # ValueError: a diagnostic that is not finite
+            AuditLog(self.config.site.state / AUDIT_LOG, self.name).append(action, **fields)
 
 
 @functools.lru_cache(maxsize=8)

@@ -17,6 +17,7 @@ from typing import Any
 from common.digest import sha256_of
 from common.errors import CohortiumError, ExitCode, OutputError
 
+AUDIT_LOG = "audit.jsonl"
 GENESIS = "0" * 64
 LONGEST_LINE = 1 << 20
 FIELDS = ("sequence", "time", "actor", "action", "study", "digest", "outcome", "previous", "hash")

@@ -209,7 +209,7 @@ def _diagnostics(work: Path, names: list[str], number: int) -> tuple[float | Non
     """
     found = []
     for name in names:
-        entries = _json_lines(work / SITES / name / "state" / "site.jsonl")
+        entries = _json_lines(work / SITES / name / "state" / "audit.jsonl")
         found += [e for e in entries if e["action"] == "trained" and e["round"] == number]
     if not found:
         return None, None
@@ -232,7 +232,7 @@ def _collect(work: Path, files: RunFiles) -> None:
             (site / "ledger.sqlite", files.ledgers / f"{name}.sqlite"),
             # Left by a site that was killed while it wrote; without it SQLite could not undo the unfinished spend.
             (site / "ledger.sqlite-journal", files.ledgers / f"{name}.sqlite-journal"),
-            (site / "site.jsonl", files.out / "site-logs" / f"{name}.jsonl"),
+            (site / "audit.jsonl", files.out / "site-logs" / f"{name}.jsonl"),
         ):
             if source.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)

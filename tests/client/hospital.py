@@ -140,13 +140,13 @@ class Hospital:
             assert forbidden not in text
 
     def log(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.state / "site.jsonl").read_text().splitlines()]
+        return [json.loads(line) for line in (self.state / "audit.jsonl").read_text().splitlines()]
 
     def reason(self, status: Status) -> str:
         """What the site's own log says about its last answer, which was `status`."""
         last = self.log()[-1]
-        assert (last["action"], last["status"]) == ("refused", status.value)
-        text = (self.state / "site.jsonl").read_text()
+        assert (last["action"], last["outcome"]) == ("refused", status.value)
+        text = (self.state / "audit.jsonl").read_text()
         assert SECRET not in text and MARKED not in text
         return last["reason"]
 

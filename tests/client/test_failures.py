@@ -189,7 +189,7 @@ def test_what_nobody_foresaw_is_a_code_too(hospital: Hospital) -> None:
 
 
 def test_a_log_that_cannot_be_written_changes_no_answer(hospital: Hospital) -> None:
-    (hospital.state / "site.jsonl").mkdir(parents=True)
+    (hospital.state / "audit.jsonl").mkdir(parents=True)
     assert hospital.joined().train(train_request()).status is Status.OK
     assert hospital.join(RecordDict({})).status is Status.BAD_REQUEST
 

@@ -13,6 +13,7 @@ import client.handlers
 import client.trainers.constrained
 from client.trainers import RoundInputs
 from client.trainers.local import train_locally
+from common.audit import AUDIT_LOG, FIELDS, read_audit
 from common.encoding import TableEncoding
 from common.errors import LedgerError
 from common.generation import check_rows
@@ -274,6 +275,8 @@ def replace_seed(protocol: Protocol) -> Protocol:
 
 def test_the_log_counts_rows_and_shows_none(tmp_path: Path) -> None:
     hospital = trained(tmp_path)
-    ask(hospital)
-    last = hospital.log()[-1]
-    assert last["action"] == "released" and last["rows"] == ASKED and set(last) == {"time", "action", "rows", "seconds"}
+    reply = ask(hospital)
+    last = read_audit(hospital.state / AUDIT_LOG)[-1]
+    assert last["action"] == "released" and last["rows"] == ASKED and set(last) == {*FIELDS, "rows", "seconds"}
+    assert reply.rows is not None
+    assert (last["study"], last["digest"]) == (CHANNEL.digest, values_digest(reply.rows))

@@ -53,7 +53,7 @@ def make(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mak
 def refused(hospital: Hospital, status: Status = Status.DATA_UNUSABLE) -> str:
     assert hospital.join(join_request()) == JoinReply(status, "anna")
     reason = hospital.reason(status)
-    log = (hospital.state / "site.jsonl").read_text()
+    log = (hospital.state / "audit.jsonl").read_text()
     assert PASSWORD not in log and "127.0.0.1" not in log
     return reason
 

@@ -17,6 +17,7 @@ import pytest
 from common.privacy.ledger import Ledger
 from server.compare_records import Comparison
 from server.release import verify_release
+from tests.signals import interruptible
 
 pytestmark = pytest.mark.federation
 
@@ -71,7 +72,13 @@ def start(folder: Path, *options: str) -> "subprocess.Popen[str]":
     command = [str(COHORTIUM), "compare", "study.toml", "--sites", "sites", "--out", "out", "--epsilon", "3", *options]
     # A process group of its own, as a shell gives every job: Ctrl-C reaches this group and no other.
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=folder
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=folder,
+        preexec_fn=interruptible,
     )
 
 

@@ -24,6 +24,7 @@ from common.privacy.events import BoundedInfluence
 from common.privacy.ledger import Ledger
 from common.schema import Schema, load_schema
 from common.table import read_table
+from tests.signals import interruptible
 
 pytestmark = pytest.mark.federation
 
@@ -135,7 +136,13 @@ rows = 700
         command += ["--sites", str(self.folder / "sites"), "--out", str(self.out), *options]
         # A process group of its own, as a shell gives every job: Ctrl-C reaches this group and no other.
         return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=self.folder
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            cwd=self.folder,
+            preexec_fn=interruptible,
         )
 
 

@@ -9,12 +9,14 @@ import typer
 
 from client.init_commands import app as init_app
 from client.ledger_commands import app as ledger_app
+from client.start_commands import app as start_app
 from common.console import new_app, results, run_cli, write_json
 from common.errors import DataError, ExitCode, UsageError
 
 app = new_app("The hospital's side of a Cohortium study.")
 
 app.add_typer(init_app)
+app.add_typer(start_app)
 app.add_typer(ledger_app, name="ledger")
 
 

@@ -12,11 +12,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
-from torch import Tensor
 
 from common.records import (
     ARRAYS,
@@ -31,6 +30,9 @@ from common.records import (
     values_to_record,
 )
 from common.study import SITE_NAME
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 JOIN = "query.join"
 TRAIN = "train.round"

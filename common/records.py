@@ -6,17 +6,18 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from flwr.app import ConfigRecord, RecordDict
 from safetensors import deserialize
 from safetensors.numpy import save
-from torch import Tensor
 
 from common.digest import sha256_of
 from common.privacy.ledger_keys import HEAD_HEX, KEY_HEX, SIGNATURE_HEX
+
+if TYPE_CHECKING:  # a site's executor reads messages and must not load torch
+    from torch import Tensor
 
 PROTOCOL_VERSION = 2
 ARRAYS, HEADER = "arrays", "header"
@@ -39,6 +40,8 @@ def arrays_from_record(record: ConfigRecord | None, expected: Mapping[str, tuple
 
     Sizes are compared before anything is decoded, so that an oversized message costs nothing.
     """
+    import torch
+
     arrays = {}
     for name, values in _unpacked(record, expected, "F32", np.dtype(np.float32)).items():
         if not np.isfinite(values).all():

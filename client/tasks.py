@@ -103,7 +103,10 @@ class Task:
             make_pull_object_fn_protobuf(self._client.PullObject, node, self.run),
             make_confirm_message_received_fn_protobuf(self._client.ConfirmMessageReceived, node, self.run),
             return_type=Message,
+            # A run that ends while its objects are pushed never finishes them: not to be waited for without end.
             initial_backoff=0.02,
+            backoff_cap=1.0,
+            max_time=20.0,
         )
         self._message.metadata.__dict__["_message_id"] = tree.object_id
         self.kind = str(self._message.metadata.message_type)

@@ -12,13 +12,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
+from common.audit import AuditLog
 from common.encoding import TableEncoding
 from common.errors import CohortiumError
 from common.files import append_line, write_atomic
 from common.generation import sample_prior
+from common.keys import load_ed25519
 from common.model.vae import Decoder
 from server.checkpoint import build_decoder, complete_rounds, load_checkpoint, save_checkpoint
 from server.cohort import write_cohort
+from server.consortium import RELEASE_KEY
 from server.members import gather_again, gather_sites
 from server.rows import gather_rows
 from server.run import RUN_VARIABLE, RunFiles, RunSettings
@@ -35,11 +38,14 @@ def main(grid: Grid, context: Context) -> None:
     files = RunFiles(settings.out)
     try:
         # The coordinator of a simulation has no identity: his key lives as long as the run.
-        run_study(grid, settings, files, Ed25519PrivateKey.generate())
+        key = Ed25519PrivateKey.generate() if settings.key is None else load_ed25519(settings.key, RELEASE_KEY)
+        run_study(grid, settings, files, key)
     except CohortiumError as error:
         failure = {"exit_code": int(error.exit_code), "message": error.message, "fix": error.fix}
         with contextlib.suppress(CohortiumError):  # on a full disk the launching command finds that out by itself
             write_atomic(files.failure, json.dumps(failure))
+        with contextlib.suppress(CohortiumError):
+            _note(settings, "study failed", outcome=error.message)
         raise
 
 
@@ -57,9 +63,11 @@ def run_study(grid: Grid, settings: RunSettings, files: RunFiles, key: Ed25519Pr
         decoder, completed = checkpoint.decoder, checkpoint.round
         complete_rounds(files.rounds, checkpoint)
         members = gather_again(grid, settings, files, witness)
+        _note(settings, "sites gathered again", round=completed, sites=[member.site for member in members])
     else:
         decoder, completed = build_decoder(protocol, seed), 0
         members = gather_sites(grid, settings, files, witness)
+        _note(settings, "sites joined", patients={member.site: member.patients for member in members})
         # Before anybody has seen it: the start is random, and a resumed round 1 must begin from the same one.
         save_checkpoint(files.decoder, protocol, 0, decoder)
 
@@ -69,6 +77,7 @@ def run_study(grid: Grid, settings: RunSettings, files: RunFiles, key: Ed25519Pr
         save_checkpoint(files.decoder, protocol, report.round, current, report.to_json())
         seconds = report.server_seconds + time.perf_counter() - started
         append_line(files.rounds, json.dumps(report.to_json() | {"server_seconds": round(seconds, 4)}))
+        _note(settings, "round", round=report.round, answered=list(report.answered), dropped=dict(report.dropped))
 
     strategy = LipschitzFedAvg(
         protocol=protocol, decoder=decoder, members=members, observer=observe, witness=witness, completed=completed
@@ -84,4 +93,13 @@ def run_study(grid: Grid, settings: RunSettings, files: RunFiles, key: Ed25519Pr
         tables = gather_rows(grid, protocol, decoder, members, witness, files)
     else:
         tables = sample_prior(decoder, TableEncoding(protocol.schema), protocol.study.release.rows, seed)
-    write_cohort(tables, protocol.schema, files.cohort_csv, files.cohort_parquet)
+    rows = write_cohort(tables, protocol.schema, files.cohort_csv, files.cohort_parquet)
+    _note(settings, "cohort made", rows=rows)
+
+
+def _note(settings: RunSettings, action: str, *, outcome: str = "ok", **fields: object) -> None:
+    """One line in the coordinator's audit log, which lies beside his key; a simulation has neither."""
+    if settings.key is not None:
+        protocol = settings.protocol
+        log = AuditLog(settings.key.parent / "audit.jsonl", "coordinator")
+        log.append(action, study=protocol.study.study.name, digest=protocol.digest, outcome=outcome, **fields)

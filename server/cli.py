@@ -8,11 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from common.console import new_app, progress, results, run_cli, write_json
+from server.deploy_commands import app as deploy_app
 from server.enrol_commands import app as enrol_app
 
 app = new_app("The coordinator's side of a Cohortium study.")
 
 app.add_typer(enrol_app)
+app.add_typer(deploy_app)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]

@@ -25,7 +25,7 @@ from server.report import render_report
 from server.run import RunFiles
 from server.simulation import SimulationResult
 
-SIMULATION_KEY = "simulation-key.pub"
+SIMULATION_KEY, RELEASE_KEY = "simulation-key.pub", "release.pub"
 CHANNEL_RELEASE = "release.json"
 
 
@@ -131,7 +131,8 @@ def verify_release(directory: Path, key_path: Path | None) -> dict[str, Any]:
         envelope = json.loads(manifest.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise VerifyError(f"{manifest}: no readable manifest", fix="name the directory of a release") from None
-    statement = open_envelope(envelope, load_public_key(key_path or directory / SIMULATION_KEY))
+    beside = next((name for name in (SIMULATION_KEY, RELEASE_KEY) if (directory / name).exists()), SIMULATION_KEY)
+    statement = open_envelope(envelope, load_public_key(key_path or directory / beside))
     privacy = RunFiles(directory).privacy
     if privacy.name in verify_files(directory, statement):
         _check_statement(privacy)

@@ -1,0 +1,167 @@
+"""Commands of `cohortium` for a running consortium: start-superlink, launch, resume, stop, status, audit-log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from common.console import progress, results, write_json
+
+if TYPE_CHECKING:
+    from server.launch import Launch
+
+app = typer.Typer()
+audit_log = typer.Typer(help="The coordinator's audit log.", no_args_is_help=True)
+app.add_typer(audit_log, name="audit-log")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
+Consortium = Annotated[Path, typer.Option(help="The consortium's folder.")]
+Out = Annotated[Path, typer.Argument(help="The --out of a launch.")]
+
+
+@app.command("start-superlink")
+def start(
+    consortium: Consortium,
+    public: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the sites connect; Fleet API only.")],
+    private: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="For this machine's own commands; an address of the loopback.")
+    ] = "127.0.0.1:8000",
+    reply_mib: Annotated[
+        int, typer.Option(min=1, max=4096, help="Most MiB that one reply of a site may have; larger ones are cut off.")
+    ] = 64,
+    log_format: Annotated[Literal["text", "json"], typer.Option(help="Form of the log lines.")] = "text",
+) -> None:
+    """Run the SuperLink and the coordinator's executor in the foreground, for systemd or a container."""
+    from server.supervisor import start_superlink
+
+    start_superlink(consortium, public, private, json_logs=log_format == "json", reply_mib=reply_mib)
+
+
+@app.command("launch")
+def launch_study(
+    study: Annotated[Path, typer.Argument(help="study.toml")],
+    consortium: Consortium,
+    out: Annotated[Path, typer.Option(help="Directory for the results; must not exist or be empty.")],
+    sites: Annotated[
+        int | None, typer.Option(min=1, help="Sites to wait for; default: those the study or the consortium names.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of study.toml.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Submit a study to the hospitals, follow it, and sign what comes out. Ctrl-C leaves it going on."""
+    from common.study import load_protocol
+    from server.launch import launch
+
+    _follow(launch(load_protocol(study, overrides or ()), consortium, out, sites), as_json=as_json, quiet=quiet)
+
+
+@app.command()
+def resume(out: Out, consortium: Consortium, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Follow a study again; one that ended early goes on from its last complete round."""
+    from server.launch import resume as again
+
+    _follow(again(out, consortium), as_json=as_json, quiet=quiet)
+
+
+@app.command()
+def stop(out: Out, consortium: Consortium) -> None:
+    """End a study at the SuperLink; `resume` continues it."""
+    from server.launch import stop as end
+
+    end(out, consortium)
+    results.print(f"stopped; continue with `cohortium resume {out} --consortium {consortium}`", soft_wrap=True)
+
+
+@app.command()
+def status(consortium: Consortium, as_json: AsJson = False) -> None:
+    """SuperLink, sites, study and round; exit code 8 while the SuperLink is down."""
+    from server.status import coordinator_status, status_code, status_table
+
+    found = coordinator_status(consortium)
+    if as_json:
+        write_json(found)
+    else:
+        results.print(status_table(found))
+    if status_code(found):
+        raise typer.Exit(int(status_code(found)))
+
+
+@app.command()
+def bundle(
+    out: Annotated[Path | None, typer.Option(help="Write the bundle here as well.")] = None, as_json: AsJson = False
+) -> None:
+    """The SHA-256 of the app bundle of this installation, which the sites approve."""
+    from common.files import write_atomic
+    from server.bundle import build_bundle
+
+    built = build_bundle()
+    if out is not None:
+        write_atomic(out, built.content)
+    if as_json:
+        write_json({"sha256": built.digest, "files": built.files, "bytes": len(built.content)})
+    else:
+        results.print(built.digest)
+
+
+@audit_log.command("verify")
+def verify_audit(consortium: Consortium, as_json: AsJson = False) -> None:
+    """Check the chain of the coordinator's audit log."""
+    from common.audit import GENESIS, read_audit
+
+    entries = read_audit(consortium / "audit.jsonl")
+    last = entries[-1]["hash"] if entries else GENESIS
+    if as_json:
+        write_json({"lines": len(entries), "last": last})
+    else:
+        results.print(f"{len(entries)} lines hold; keep this hash elsewhere: {last}", soft_wrap=True)
+
+
+@audit_log.command("show")
+def show_audit(consortium: Consortium, as_json: AsJson = False) -> None:
+    """Print the coordinator's audit log, once its chain is checked."""
+    from common.audit import read_audit
+
+    entries = read_audit(consortium / "audit.jsonl")
+    if as_json:
+        write_json(entries)
+        return
+    for entry in entries:
+        results.print(f"{entry['time']}  {entry['action']}  {entry['study']}  {entry['outcome']}", soft_wrap=True)
+
+
+def _follow(started: Launch, *, as_json: bool, quiet: bool) -> None:
+    from server.deployed import release_deployment
+    from server.launch import follow
+    from server.progress import show_rounds
+    from server.simulation import RoundProgress
+
+    def waiting(sites: dict[str, str]) -> None:
+        if sites and not quiet:
+            progress.print(
+                "waiting for " + "; ".join(f"{n}: {why}" for n, why in sorted(sites.items())), soft_wrap=True
+            )
+
+    def say(text: str) -> None:
+        if not quiet:
+            progress.print(text, soft_wrap=True)
+
+    rounds = started.protocol().study.training.rounds
+    say(f"following run {started.run}, results in {started.files.out}")
+    with show_rounds(rounds, quiet=quiet) as on_round:
+        follow(started, lambda report: on_round(RoundProgress(report, None, None)), waiting, say)
+    summary: dict[str, Any] = release_deployment(started)
+    if as_json:
+        write_json(summary)
+        return
+    results.print(
+        f"{summary['study']}: {summary['rows']} synthetic rows of {len(summary['sites'])} sites, {summary['rounds']}"
+        f" rounds, in {summary['out']}\n{summary['epsilon_in_words']}\n"
+        f"Check it with `cohortium verify {summary['out']} --key {started.consortium / 'release.pub'}`.",
+        soft_wrap=True,
+    )

@@ -1,0 +1,179 @@
+"""The release of a study between hospitals: privacy statement, report and a manifest signed with the release key.
+
+No patient is here, so nothing is compared with patients: there is no metrics.json. The sites' ledgers are not here
+either; what they spent is stated from the protocol, which fixes it. Every member is stated to have spent every round
+that it was asked for, answered or not: a reply may have been made, and sent, and lost on its way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from common.digest import sha256_of_file
+from common.encoding import TableEncoding
+from common.errors import FederationError
+from common.files import write_atomic
+from common.privacy.channel_release import channel_event, fit_patients
+from common.privacy.dpsgd import dpsgd_schedule
+from common.privacy.events import BoundedInfluence, Event, GaussianUpdate, UnboundedInfluence
+from common.privacy.statement import epsilon_in_words, largest_epsilon, privacy_statement
+from common.signing import key_id, public_pem, sign, statement_for
+from common.study import Protocol, Study
+from server.consortium import load_facts, load_release_key
+from server.figures import certificates
+from server.launch import Launch, audit_of, complete_lines
+from server.release import RELEASE_KEY, write_statement
+from server.report import MODES
+from server.rows import share_rows
+from server.run import RunFiles
+from server.strategy import Member
+from server.witness import Seen, Witness
+
+
+def round_event(study: Study, number: int, weight: float, patients: int) -> Event:
+    """What round `number` costs a site with n = `patients`, as its trainer records it; declared constants alone."""
+    training, noise = study.training, study.privacy.update_noise
+    if training.mode == "dpsgd":
+        return dpsgd_schedule(study, fit_patients(study, patients)).event(number)
+    if training.mode == "none":
+        return UnboundedInfluence(round=number, weight=weight)
+    if noise > 0:
+        return GaussianUpdate(number, training.update_norm, noise, weight)
+    return BoundedInfluence(number, training.update_norm, weight)
+
+
+def planned_events(protocol: Protocol, patients: Mapping[str, int], rounds: int) -> dict[str, list[Event]]:
+    """The spends of every site over the `rounds` rounds it was asked for, and over the rows it was asked for."""
+    study, total = protocol.study, sum(patients.values())
+    events: dict[str, list[Event]] = {
+        site: [round_event(study, number, count / total, count) for number in range(1, rounds + 1)]
+        for site, count in patients.items()
+    }
+    if study.release.method == "channel":
+        diameter = TableEncoding(protocol.schema).diameter
+        members = [Member(0, site, count) for site, count in sorted(patients.items())]
+        for site, rows in share_rows(study.release.rows, members).items():
+            if rows > 0:
+                events[site].append(channel_event(study, diameter, patients[site], rows))
+    return events
+
+
+def check_ledgers(rounds: list[dict[str, Any]], heads: Mapping[str, Seen]) -> None:
+    """`FederationError` if a site's ledger is shorter than the updates that were taken from it."""
+    short = []
+    for site in sorted({site for line in rounds for site in line["answered"]}):
+        answered = sum(site in line["answered"] for line in rounds)
+        length = heads[site].length if site in heads else 0
+        if length < answered:
+            short.append(f"{site}: {answered} updates, a ledger of {length}")
+    if short:
+        raise FederationError(
+            f"updates were taken that no ledger shows ({'; '.join(short)})",
+            fix="restore rounds.jsonl and ledger-heads.json from the same moment; nothing was released",
+        )
+
+
+def release_deployment(started: Launch) -> dict[str, Any]:
+    """State, report and sign what a run left; returns the summary that `--json` prints. Again gives the same."""
+    files, protocol, consortium = started.files, started.protocol(), started.consortium
+    facts, key = load_facts(consortium), load_release_key(consortium)
+    sites: dict[str, Any] = json.loads(files.sites.read_text(encoding="utf-8"))
+    rounds = complete_lines(files.rounds)
+    patients = {name: int(joined["patients"]) for name, joined in sites["joined"].items()}
+    witness = Witness(files.ledger_heads, key)
+    heads = {site: witness[site] for site in patients}
+    check_ledgers(rounds, heads)
+    statement = privacy_statement(protocol, planned_events(protocol, patients, len(rounds)), patients)
+    write_statement(files.privacy, statement)
+    write_atomic(files.report, _report(protocol, facts["name"], sites, rounds, statement))
+    write_atomic(files.out / RELEASE_KEY, public_pem(key.public_key()))
+    predicate = {
+        "study": protocol.digest,
+        "software": f"cohortium {version('cohortium')}",
+        "simulation": False,
+        "consortium": facts["name"],
+        "bundle_sha256": started.bundle,
+        "decoder_sha256": sha256_of_file(files.decoder),
+        "ledgers": {site: {"length": seen.length, "head": seen.head} for site, seen in sorted(heads.items())},
+    }
+    names = released_names(files)
+    write_atomic(files.manifest, json.dumps(sign(statement_for(files.out, names, predicate), key), indent=1))
+    epsilon = largest_epsilon(statement)
+    audit_of(consortium).append(
+        "release",
+        study=protocol.study.study.name,
+        digest=protocol.digest,
+        manifest=sha256_of_file(files.manifest),
+        key=key_id(key.public_key()),
+    )
+    return {
+        "study": protocol.study.study.name,
+        "study_digest": protocol.digest,
+        "out": str(files.out),
+        "mode": protocol.study.training.mode,
+        "sites": sites["joined"],
+        "not_joined": sites["not_joined"],
+        "rounds": len(rounds),
+        "rows": protocol.study.release.rows if protocol.study.release.method == "prior" else _channel_rows(files),
+        "certificate": max(line["certificate"] for line in rounds),
+        "epsilon": epsilon,
+        "epsilon_in_words": epsilon_in_words(statement),
+        "bundle": started.bundle,
+        "run": started.run,
+        "seconds_a_round": round(sum(line["seconds"] for line in rounds) / len(rounds), 3),
+        "files": [*names, files.manifest.name, RELEASE_KEY],
+    }
+
+
+def released_names(files: RunFiles) -> list[str]:
+    """What belongs to the release; the decoder and what the coordinator keeps for himself do not."""
+    paths = [
+        files.cohort_csv,
+        files.cohort_parquet,
+        files.privacy,
+        files.report,
+        files.rounds,
+        files.sites,
+        files.study,
+    ]
+    return sorted(path.name for path in [*paths, *([files.release] if files.release.exists() else [])])
+
+
+def _channel_rows(files: RunFiles) -> int:
+    return sum(json.loads(files.release.read_text(encoding="utf-8"))["rows"].values())
+
+
+def _report(
+    protocol: Protocol,
+    consortium: str,
+    sites: Mapping[str, Any],
+    rounds: list[dict[str, Any]],
+    statement: Mapping[str, Any],
+) -> str:
+    """One self-contained page. Names come from files that people write: everything is escaped, except our own SVG."""
+    environment = Environment(
+        loader=PackageLoader("server", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["fixed"] = lambda value: value if isinstance(value, str) else f"{value:.3f}"
+    bound = protocol.study.model.decoder_lipschitz if protocol.study.training.mode != "none" else None
+    return environment.get_template("deployed.html.j2").render(
+        study=protocol.study,
+        digest=protocol.digest,
+        consortium=consortium,
+        mode=MODES[protocol.study.training.mode],
+        sites=sites,
+        rounds=rounds,
+        answered={name: sum(name in line["answered"] for line in rounds) for name in sites["joined"]},
+        largest_certificate=max(line["certificate"] for line in rounds),
+        bound=bound,
+        statement=statement,
+        epsilon=epsilon_in_words(statement),
+        columns=protocol.schema.columns,
+        certificates=certificates(rounds, bound),
+        version=version("cohortium"),
+    )

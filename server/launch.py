@@ -1,0 +1,298 @@
+"""`cohortium launch`, `resume` and `stop`: submit a study to the consortium's SuperLink and follow it to its release.
+
+The run belongs to the SuperLink and not to the command: Ctrl-C, or a command that is killed, leaves it going on, and
+`resume` follows it again. After a run that ended early `resume` starts a new one from the last complete round.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.audit import AuditLog
+from common.errors import CohortiumError, ExitCode, FederationError, OutputError, UsageError
+from common.files import write_atomic
+from common.study import Protocol
+from server.bundle import RUN_KEY, build_bundle
+from server.consortium import load_facts, load_release_key
+from server.enrol import load_registry
+from server.processes import StateFolder
+from server.run import RunFiles, RunSettings, claim_output
+from server.runs import Runs, RunState
+
+LAUNCH = "launch.json"
+POLL_SECONDS = 0.5
+STATE_SECONDS = 2.0
+UNREACHABLE_SECONDS = 120.0
+QUEUED_SECONDS = 5.0
+LEAST_FREE_BYTES = 1 << 20
+
+
+class DetachedError(CohortiumError):
+    """Ctrl-C: the command ends, the run goes on."""
+
+    exit_code = ExitCode.INTERRUPTED
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What OUT/launch.json says: the run at the SuperLink, and the settings it was given."""
+
+    files: RunFiles
+    consortium: Path
+    run: str
+    settings: str
+    bundle: str
+
+    def save(self) -> None:
+        """Write it."""
+        document = {
+            "run": self.run,
+            "settings": self.settings,
+            "bundle": self.bundle,
+            "consortium": str(self.consortium),
+        }
+        write_atomic(self.files.out / LAUNCH, json.dumps(document, indent=1))
+
+    @classmethod
+    def load(cls, out: Path, consortium: Path) -> Launch:
+        """Read it; `UsageError` if `out` was not launched, or from another consortium's folder."""
+        path = out / LAUNCH
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            found = cls(
+                RunFiles(out),
+                Path(document["consortium"]),
+                str(int(document["run"])),
+                str(document["settings"]),
+                str(document["bundle"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UsageError(
+                f"{path}: no readable record of a launch", fix="name the --out of a `cohortium launch`"
+            ) from None
+        if found.consortium.resolve() != consortium.resolve():
+            raise UsageError(
+                f"{out}: was launched with --consortium {found.consortium}, not {consortium}", fix="name that folder"
+            )
+        return found
+
+    def runs(self) -> Runs:
+        """The SuperLink's Control API."""
+        return runs_of(self.consortium)
+
+    def protocol(self) -> Protocol:
+        """The study as it was launched."""
+        return self.load_settings().protocol
+
+    def load_settings(self) -> RunSettings:
+        """What the ServerApp was given."""
+        return RunSettings.load(StateFolder(self.consortium).runs / f"{self.settings}.json")
+
+
+def runs_of(consortium: Path) -> Runs:
+    """The Control API of the SuperLink that was started from this folder."""
+    return Runs(StateFolder(consortium).read_addresses()["private"], consortium / "ca.pem")
+
+
+def audit_of(consortium: Path) -> AuditLog:
+    """The coordinator's audit log."""
+    return AuditLog(consortium / "audit.jsonl", "coordinator")
+
+
+def launch(protocol: Protocol, consortium: Path, out: Path, sites: int | None = None) -> Launch:
+    """Check everything, claim `out` and submit the study; `sites` to wait for, by default every enrolled one."""
+    consortium = consortium.resolve()
+    load_facts(consortium)
+    load_release_key(consortium)
+    sites = check_study(protocol, consortium, sites)
+    runs_of(consortium).require_up()
+    bundle = build_bundle()
+    files = claim_output(out.resolve())
+    try:
+        write_atomic(files.study, json.dumps(protocol.to_json(), indent=1))
+        settings = RunSettings(protocol, files.out, sites, simulation=False, key=consortium / "release.key")
+        return _submit(settings, consortium, "launch", bundle.content, bundle.digest)
+    except CohortiumError:
+        shutil.rmtree(files.out, ignore_errors=True)  # it was empty when it was claimed
+        raise
+
+
+def resume(out: Path, consortium: Path) -> Launch:
+    """The run of `out`: the one that is going on, or a new one from the last complete round, or the finished one."""
+    consortium, out = consortium.resolve(), out.resolve()
+    load_facts(consortium)
+    load_release_key(consortium)
+    last = Launch.load(out, consortium)
+    state = last.runs().state(last.run)
+    if state is not None and not state.over:
+        return last
+    if last.files.cohort_csv.exists() and last.files.cohort_parquet.exists():
+        return last  # only the release is missing, if anything
+    settings = last.load_settings()
+    bundle = build_bundle()
+    try:
+        last.files.failure.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{last.files.failure}: cannot be removed ({error.strerror})") from None
+    again = RunSettings(
+        settings.protocol, out, settings.sites, simulation=False, resume=True, key=consortium / "release.key"
+    )
+    return _submit(again, consortium, "resume", bundle.content, bundle.digest)
+
+
+def stop(out: Path, consortium: Path) -> None:
+    """End the run of `out` at the SuperLink; it can be resumed."""
+    last = Launch.load(out.resolve(), consortium.resolve())
+    last.runs().stop(last.run)
+    protocol = last.protocol()
+    audit_of(last.consortium).append("stop", study=protocol.study.study.name, digest=protocol.digest, run=last.run)
+
+
+def check_study(protocol: Protocol, consortium: Path, sites: int | None) -> int:
+    """How many sites to wait for; `FederationError` or `UsageError` if the study cannot run in this consortium."""
+    study = protocol.study
+    enrolled = sorted(name for name, entry in load_registry(consortium).sites.items() if entry.active)
+    if study.study.seed is not None:
+        raise UsageError(
+            f"[study] seed = {study.study.seed}: hospitals refuse a study that fixes their randomness",
+            fix="remove the seed from study.toml; it is for `simulate`",
+        )
+    if study.training.mode == "none":
+        raise UsageError(
+            '[training] mode = "none" sends unprojected updates; hospitals refuse it', fix="choose another mode"
+        )
+    unknown = sorted(set(study.sites) - set(enrolled))
+    if unknown:
+        raise FederationError(
+            f"[sites] names {', '.join(unknown)}, not enrolled in {consortium}", fix="enrol them or correct study.toml"
+        )
+    wanted = sites if sites is not None else len(study.sites) or len(enrolled)
+    if not study.training.min_sites <= wanted <= len(enrolled):
+        raise FederationError(
+            f"{len(enrolled)} site(s) are enrolled in {consortium}, the study would wait for {wanted} and"
+            f" training.min_sites is {study.training.min_sites}",
+            fix="enrol more sites, or correct --sites or training.min_sites",
+        )
+    return wanted
+
+
+def _submit(settings: RunSettings, consortium: Path, action: str, bundle: bytes, digest: str) -> Launch:
+    name = uuid.uuid4().hex
+    path = StateFolder(consortium).runs / f"{name}.json"
+    study = settings.protocol
+    facts = {"study": study.study.study.name, "digest": study.digest, "bundle": digest, "out": str(settings.out)}
+    log = audit_of(consortium)
+    settings.save(path)
+    log.append(action, **facts)  # before it happens: what cannot be logged is not done
+    runs = runs_of(consortium)
+    try:
+        run = runs.start(bundle, {RUN_KEY: name})
+        started = Launch(RunFiles(settings.out), consortium, run, name, digest)
+        try:
+            started.save()
+        except CohortiumError:
+            runs.stop(run)
+            raise
+    except CohortiumError as error:
+        path.unlink(missing_ok=True)
+        log.append(f"{action} failed", outcome=error.message, **facts)
+        raise
+    return started
+
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+def follow(
+    started: Launch, on_round: Listener, on_waiting: Callable[[dict[str, str]], None], on_state: Callable[[str], None]
+) -> None:
+    """Report rounds and waiting sites until the run is over; raises what the ServerApp failed with.
+
+    Ctrl-C raises `DetachedError`: the run goes on. A SuperLink that is away is waited for UNREACHABLE_SECONDS.
+    """
+    runs, files = started.runs(), started.files
+    seen, waiting, asked, last_heard, queued = 0, {}, 0.0, time.monotonic(), False
+    state: RunState | None = None
+    began = last_heard
+    try:
+        while True:
+            now = time.monotonic()
+            if now - asked >= STATE_SECONDS:
+                asked = now
+                try:
+                    state, last_heard = runs.state(started.run), now
+                except FederationError:
+                    on_state("the SuperLink does not answer; waiting for it")
+                    if now - last_heard > UNREACHABLE_SECONDS:
+                        raise
+            over = state is not None and state.over
+            if (
+                state is not None
+                and not queued
+                and not over
+                and state.status != "running"
+                and now - began > QUEUED_SECONDS
+            ):
+                queued = True
+                on_state("submitted; it begins when the study before it is over")
+            reports = complete_lines(files.rounds)
+            for report in reports[seen:]:
+                on_round(report)
+            seen = len(reports)
+            found = {} if over else read_waiting(files)
+            if found != waiting:
+                waiting = found
+                on_waiting(waiting)
+            if over or (state is None and last_heard == asked):
+                break
+            time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        raise DetachedError(
+            f"no longer following; the study goes on at the SuperLink ({seen} round(s) finished)",
+            fix=f"follow it again with `cohortium resume {files.out} --consortium {started.consortium}`, or end it with"
+            f" `cohortium stop {files.out} --consortium {started.consortium}`",
+        ) from None
+    raise_failure(started, state, seen)
+
+
+def raise_failure(started: Launch, state: RunState | None, rounds: int) -> None:
+    """Nothing if the run left its cohort; otherwise why it did not."""
+    files = started.files
+    if files.failure.exists():
+        failure = json.loads(files.failure.read_text(encoding="utf-8"))
+        error = FederationError(failure["message"], fix=failure["fix"])
+        error.exit_code = ExitCode(failure["exit_code"])
+        raise error
+    if files.cohort_csv.exists() and files.cohort_parquet.exists():
+        return
+    if shutil.disk_usage(files.out).free < LEAST_FREE_BYTES:
+        raise OutputError(f"{files.out}: the disk is full", fix="free space, then `cohortium resume`")
+    outcome = (
+        "is not known to the SuperLink" if state is None else f"ended early ({state.outcome or 'no reason given'})"
+    )
+    raise FederationError(
+        f"run {started.run} {outcome} after {rounds} finished round(s)",
+        fix=f"`cohortium resume {files.out} --consortium {started.consortium}` goes on from there; what the executor"
+        " said is in the output of `cohortium start-superlink`",
+    )
+
+
+def read_waiting(files: RunFiles) -> dict[str, str]:
+    """The sites that have not decided, with what they wait for; empty once they are no longer waited for."""
+    try:
+        return dict(json.loads(files.waiting.read_text(encoding="utf-8"))["waiting"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def complete_lines(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a file that another process may be appending to; none if there is no file yet."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]

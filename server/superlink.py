@@ -1,0 +1,244 @@
+"""flower-superlink with two listeners: all APIs on loopback, and for the sites the Fleet API and nothing else.
+
+Open-source Flower authenticates its Control API not at all: whoever reaches it can start runs and register nodes. So
+the port that hospitals reach serves exactly the paths of the Fleet API, whose every request a node's key has signed. If
+Flower starts its SuperLink in another way than this module knows, it refuses to start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from types import SimpleNamespace
+from typing import Any
+
+import uvicorn
+
+from common.errors import FederationError
+from server.processes import end_with_parent, quiet_routine, split_address, use_json_logs
+
+FLEET = "/v1/fleet/"
+PUSH_MESSAGES = "/v1/fleet/push-messages"
+PUSH_OBJECT = "/v1/fleet/push-object"
+# Flower cuts what it sends into chunks of 5 MiB.
+LARGEST_REQUEST = 8 << 20
+BODY_SECONDS = 120.0
+MOST_CONNECTIONS = 2000
+KEY_HEADER = b"flwr-public-key"
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class TooLargeError(Exception):
+    """A request exceeds what a site may send."""
+
+
+class FleetOnly:
+    """What the sites reach: an ASGI application that passes on well-formed requests to `paths` and answers 404 else.
+
+    A request has at most LARGEST_REQUEST bytes. The objects that a node sends for one message (after `PUSH_MESSAGES`)
+    have at most `reply_bytes`; only what Flower took, whose signature therefore held, is counted against a key.
+    """
+
+    def __init__(self, app: App, paths: frozenset[str], reply_bytes: int) -> None:
+        self.app = app
+        self.paths = paths
+        self.reply_bytes = reply_bytes
+        self._sent: dict[bytes, int] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            return
+        path = str(scope["path"])
+        # Exact, and as it stood on the wire: no percent-encoding, no dots, no query that anything could interpret.
+        plain = scope.get("raw_path", b"") == path.encode("utf-8", "replace") and not scope.get("query_string")
+        if path not in self.paths or scope["method"] != "POST" or not plain:
+            await _answer(send, 404)
+            return
+        headers = dict(scope["headers"])
+        node = headers.get(KEY_HEADER, b"")
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                body = await _read(headers, receive)
+        except TooLargeError:
+            await _answer(send, 413)
+            return
+        except (TimeoutError, ConnectionError):
+            await _answer(send, 408)
+            return
+        sent = 0 if path == PUSH_MESSAGES else self._sent.get(node, 0)
+        if path == PUSH_OBJECT:
+            sent += len(body)
+        if sent > self.reply_bytes:
+            await _answer(send, 413)
+            return
+        await self.app(scope, _replay(body, receive), self._counting(send, node, sent))
+
+    def _counting(self, send: Send, node: bytes, sent: int) -> Send:
+        async def counted(event: MutableMapping[str, Any]) -> None:
+            if event["type"] == "http.response.start" and event["status"] < 400:
+                self._sent[node] = sent
+            await send(event)
+
+        return counted
+
+
+async def _read(headers: dict[bytes, bytes], receive: Receive) -> bytes:
+    """The whole body; `TooLargeError` as soon as it is known to be too large, `ConnectionError` if it breaks off."""
+    declared = headers.get(b"content-length", b"0")
+    if not declared.isdigit() or int(declared) > LARGEST_REQUEST:
+        raise TooLargeError
+    body = bytearray()
+    while True:
+        event = await receive()
+        if event["type"] != "http.request":
+            raise ConnectionError
+        body += event.get("body", b"")
+        if len(body) > LARGEST_REQUEST:
+            raise TooLargeError
+        if not event.get("more_body", False):
+            return bytes(body)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body that was read, then whatever comes."""
+    given = False
+
+    async def replayed() -> MutableMapping[str, Any]:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replayed
+
+
+async def _answer(send: Send, status: int) -> None:
+    headers = [(b"connection", b"close"), (b"content-length", b"0")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
+
+
+class _Second(uvicorn.Server):
+    """A server beside another one, which hears the signals for both."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def fleet_paths(app: Any) -> frozenset[str]:
+    """Every path of the Fleet API; `FederationError` if they are not where Flower 1.41 has them."""
+    from fastapi.routing import iter_route_contexts
+
+    found = {str(getattr(context.route, "path", "")) for context in iter_route_contexts(app.routes)}
+    paths = frozenset(path for path in found if path.startswith(FLEET) and "{" not in path)
+    if not {PUSH_MESSAGES, PUSH_OBJECT} <= paths:
+        raise _unknown_flower("its Fleet API has other paths")
+    return paths
+
+
+def require_seam() -> Any:
+    """The module of flower-superlink; `FederationError` if this Flower starts its SuperLink in another way."""
+    try:
+        import flwr.superlink.cli.flower_superlink  # noqa: F401 - the package has a function of the same name
+
+        module = sys.modules["flwr.superlink.cli.flower_superlink"]
+        starts = inspect.getsource(module._run_superlink_http_api).count("uvicorn.run(")
+        from fastapi.routing import iter_route_contexts  # noqa: F401
+    except (ImportError, KeyError, AttributeError, OSError) as error:
+        raise _unknown_flower(type(error).__name__) from None
+    if getattr(module, "uvicorn", None) is not uvicorn or starts != 1 or not hasattr(module, "flower_superlink"):
+        raise _unknown_flower("it does not serve through uvicorn.run")
+    if not hasattr(uvicorn.Server, "capture_signals"):
+        raise _unknown_flower("uvicorn handles signals differently")
+    return module
+
+
+def _unknown_flower(reason: str) -> FederationError:
+    return FederationError(
+        f"this version of Flower starts its SuperLink differently ({reason}); it is not exposed to the sites",
+        fix="install the versions that Cohortium pins (flwr 1.41)",
+    )
+
+
+def bind(address: str) -> socket.socket:
+    """A bound socket; `FederationError` naming the address if it is taken or not of this machine."""
+    host, port = split_address(address)
+    found: socket.socket | None = None
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, kind, protocol)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(where)
+    except OSError as error:
+        if found is not None:
+            found.close()
+        raise FederationError(
+            f"{address}: cannot be listened on ({error.strerror or error})",
+            fix="choose a free port and an address of this machine; below 1024 the service needs the right to bind it",
+        ) from None
+    return found
+
+
+def serve(app: Any, public: str, reply_bytes: int, options: dict[str, Any]) -> None:
+    """Serve `app` on the private address of `options`, and its Fleet API on `public`, until a signal ends both."""
+    host = options.pop("host")
+    private = f"[{host}]:{options.pop('port')}" if ":" in host else f"{host}:{options.pop('port')}"
+    for name in ("reload", "workers"):
+        options.pop(name, None)
+    common = options | {"access_log": False, "proxy_headers": False, "timeout_graceful_shutdown": 3}
+    inner = uvicorn.Server(uvicorn.Config(app, **common))
+    gate: Any = FleetOnly(app, fleet_paths(app), reply_bytes)
+    outer = _Second(uvicorn.Config(gate, lifespan="off", limit_concurrency=MOST_CONNECTIONS, **common))
+    sockets = bind(private), bind(public)
+    if asyncio.run(_both(inner, outer, sockets)):
+        sys.exit(1)
+
+
+async def _both(inner: uvicorn.Server, outer: uvicorn.Server, sockets: tuple[socket.socket, socket.socket]) -> bool:
+    """Run until either ends, then end both; whether one of them ended by itself."""
+    tasks = [asyncio.create_task(inner.serve([sockets[0]]))]
+    while not inner.started and not tasks[0].done():
+        await asyncio.sleep(0.02)
+    if not tasks[0].done():
+        tasks.append(asyncio.create_task(outer.serve([sockets[1]])))
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    failed = not inner.should_exit
+    inner.should_exit = outer.should_exit = True
+    await asyncio.gather(*tasks)
+    return failed
+
+
+def main(public: str, reply_bytes: int, arguments: list[str], *, json_logs: bool) -> None:
+    """Run flower-superlink with `arguments` and the second listener `public`."""
+    module = require_seam()
+    quiet_routine()
+    if json_logs:
+        use_json_logs()
+
+    def run(app: Any, **options: Any) -> None:
+        if json_logs:
+            options["log_config"] = None
+        serve(app, public, reply_bytes, options)
+
+    module.uvicorn = SimpleNamespace(run=run)
+    sys.argv = ["flower-superlink", *arguments]
+    module.flower_superlink()
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[4:], json_logs=sys.argv[3] == "json")

@@ -38,6 +38,7 @@ from common.privacy.ledger_keys import load_key
 LOOPBACK = "127.0.0.1"
 TICK = 0.25
 CONTACT_LASTS = 75.0  # seconds without an answer of the SuperLink until it counts as not reached
+SILENT_FOR = 150.0  # then the SuperNode is started anew: Flower's may outlive its own connection and never notice
 REFUSED_FOR = 75.0  # a SuperNode that was killed counts as online for a minute
 LONGEST_WAIT = 60.0
 
@@ -155,6 +156,11 @@ class Supervisor:
             self._why_it_ended()
         if self.supernode.process is None and now >= max(self.supernode.not_before, self._next_look):
             self._look_and_start()
+        if self.supernode.running and self._silent_for() > SILENT_FOR:
+            self.log(
+                "start", "silent", message="no answer of the SuperLink for too long; the SuperNode is started anew"
+            )
+            self.supernode.stop(5.0)
         if self.supernode.running and self.connected:
             self._refused, self._refused_since, self._trouble_since = False, None, None
             self._wait, self._said = 1.0, ""
@@ -164,6 +170,11 @@ class Supervisor:
         """Whether the SuperLink has answered this SuperNode lately."""
         last = read_contact(self.run.contact).get("time", 0.0)
         return last > self.supernode.since and time.time() - last < CONTACT_LASTS
+
+    def _silent_for(self) -> float:
+        """Seconds since the SuperLink last answered this SuperNode, or since its start."""
+        last = self.run.contact.stat().st_mtime if self.run.contact.exists() else 0.0
+        return time.time() - max(last, self.supernode.since)
 
     def well(self) -> dict[str, bool]:
         """Each service of the health protocol."""

@@ -8,6 +8,7 @@ node's id and the time of the last answer of the SuperLink.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -44,8 +45,9 @@ class Contact:
         try:
             temporary.write_text(json.dumps({"node": self.node, "time": time.time()}))
             temporary.replace(self._path)
-        except OSError:
-            return  # a full disk stops no training
+        except OSError:  # a full disk stops no training
+            with contextlib.suppress(OSError):
+                os.utime(self._path)
 
 
 def read_contact(path: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from client.health import SERVICES, HealthServer, probe
 from client.init_site import init_site
 from client.preflight import UnreachableError, check_files, check_superlink, split_address
 from client.site import load_site
-from client.start import Options, Run, Supervisor
+from client.start import SILENT_FOR, Options, Run, Supervisor
 from client.supernode import Contact, after, patch, read_contact
 from common.errors import FederationError, SiteError, UsageError
 from server.consortium import init_consortium
@@ -222,6 +222,24 @@ def test_an_executor_that_dies_with_a_message_takes_the_supernode_along(started:
         supervisor.step()
         assert supervisor.supernode.running is not owing
         supervisor.supernode.stop(1.0)
+
+
+def test_a_supernode_that_hears_nothing_any_more_is_started_anew(started: Started) -> None:
+    """Behind a proxy Flower's SuperNode may lose its connection for good and stay alive."""
+    supervisor = started.supervisor
+    supervisor.supernode, supervisor.executor = (child("import time; time.sleep(60)") for _ in range(2))
+    supervisor.supernode.start()
+    supervisor._next_look = time.monotonic() + 60
+    supervisor.step()
+    assert supervisor.supernode.running, "it has just been started"
+    supervisor.supernode.since -= SILENT_FOR + 1
+    started.run.contact.write_text("{}")
+    supervisor.step()
+    assert supervisor.supernode.running, "it was answered a moment ago"
+    os.utime(started.run.contact, (0, time.time() - SILENT_FOR - 1))
+    supervisor.step()
+    assert not supervisor.supernode.running
+    supervisor.executor.stop(1.0)
 
 
 def test_an_unreachable_superlink_is_waited_for(started: Started, capfd: pytest.CaptureFixture[str]) -> None:

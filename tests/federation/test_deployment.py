@@ -11,7 +11,6 @@ import socket
 import ssl
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -197,10 +196,13 @@ def test_a_study_survives_a_superlink_that_is_killed_in_a_round(consortium: Cons
     consortium.finished(out, "launch-first", 120)
     assert "awaiting-approval" in consortium.log("launch-first")
     assert consortium.rounds(out) == 4
+    # A SuperLink that dies while it takes a reply may lose it: then the round names the site, which has paid once.
+    answered = {site: [r["round"] for r in lines(out / "rounds.jsonl") if site in r["answered"]] for site in SITES}
     for site in SITES:
-        assert consortium.spends(site, digest_of(out)) == [1, 2, 3, 4]
-    took = Counter(site for line in lines(out / "rounds.jsonl") for site in line["answered"])
-    assert set(took.values()) == {4}, [line["dropped"] for line in lines(out / "rounds.jsonl")]
+        spent = consortium.spends(site, digest_of(out))
+        assert spent == sorted(set(spent)) and set(answered[site]) <= set(spent) <= {1, 2, 3, 4}
+    missing = [r["dropped"] for r in lines(out / "rounds.jsonl") if len(r["answered"]) < len(SITES)]
+    assert sum(map(len, answered.values())) >= 4 * len(SITES) - 1 and all(missing), missing
 
 
 def test_a_release_claims_what_the_ledgers_hold(consortium: Consortium) -> None:
@@ -208,7 +210,8 @@ def test_a_release_claims_what_the_ledgers_hold(consortium: Consortium) -> None:
     statement = json.loads((out / "privacy.json").read_text())
     for site in SITES:
         entry = next(e for e in statement["entries"] if e["site"] == site)
-        assert entry["exposure"]["rounds"] == len(consortium.spends(site, digest_of(out)))
+        # Every round it was asked for counts, since its reply may have left and been lost.
+        assert entry["exposure"]["rounds"] == 4 >= len(consortium.spends(site, digest_of(out)))
     payload = json.loads((out / "manifest.dsse.json").read_text())
     assert payload["signatures"] and not (out / "metrics.json").exists()
 

@@ -20,7 +20,10 @@ def identity(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Wire(QuickGrid):
-    """Messages to node n are answered n/10 s after they were sent; node 9 never answers, node 8 cannot be sent to."""
+    """Messages to node n are answered n/10 s after the first was sent; node 9 never answers, node 8 cannot be sent to.
+
+    The first message to node 7 is lost.
+    """
 
     def __init__(self) -> None:
         super().__init__(token="t")
@@ -28,17 +31,21 @@ class Wire(QuickGrid):
         self.began, self.pulls = 0.0, 0
 
     def push_messages(self, messages: Any) -> Any:
-        self.began = time.monotonic()
-        reachable = [m for m in messages if m.metadata.dst_node_id != 8]
-        self.sent |= {f"id{m.metadata.dst_node_id}": m for m in reachable}
-        return [f"id{m.metadata.dst_node_id}" if m in reachable else None for m in messages]
+        self.began = self.began or time.monotonic()
+        identities: list[str | None] = []
+        for message in messages:
+            node = message.metadata.dst_node_id
+            identity = f"id{node}" if f"id{node}" not in self.sent else f"id{node}-again"
+            identities.append(identity if node != 8 else None)
+            self.sent |= {identity: message} if node != 8 else {}
+        return identities
 
     def pull_messages(self, message_ids: Any) -> Any:
         self.pulls += 1
         elapsed, replies = time.monotonic() - self.began, []
         for identity in message_ids:
             node = self.sent[identity].metadata.dst_node_id
-            if node != 9 and elapsed >= node / 10:
+            if node != 9 and identity != "id7" and elapsed >= node / 10:
                 self.sent[identity].metadata.__dict__["_message_id"] = identity
                 replies.append(Message(RecordDict(), reply_to=self.sent[identity]))
         return replies
@@ -66,6 +73,21 @@ def test_a_node_that_never_answers_costs_the_timeout_and_not_the_others() -> Non
 def test_a_node_that_cannot_be_sent_to_is_not_waited_for() -> None:
     started = time.monotonic()
     assert Wire().send_and_receive([message(8)], timeout=5) == [] and time.monotonic() - started < 0.5
+
+
+def test_a_message_that_was_lost_is_sent_once_more() -> None:
+    wire = Wire()
+    lost = message(7)
+    replies = wire.send_and_receive([message(1), lost, message(9)], timeout=1.2)
+    assert sorted(reply.metadata.reply_to_message_id for reply in replies) == ["id1", "id7-again"]
+    assert set(wire.sent) == {"id1", "id7", "id7-again", "id9", "id9-again"}, "and who has answered is not asked again"
+    again = wire.sent["id7-again"]
+    assert again is not lost and again.content == lost.content and again.metadata.ttl < lost.metadata.ttl
+
+
+def test_a_node_is_sent_one_message_at_a_time() -> None:
+    with pytest.raises(ValueError, match="one message a node"):
+        Wire().send_and_receive([message(1), message(1)], timeout=1)
 
 
 def test_a_reply_that_came_just_before_the_deadline_counts() -> None:

@@ -11,7 +11,7 @@ from common.privacy.channel import cohort_epsilon
 from common.privacy.events import BoundedInfluence, ChannelRelease
 from common.privacy.ledger import Ledger
 from common.table import read_table
-from tests.federation.test_simulation import ROWS, SECRET, Finished, Inputs, finish, read_all
+from tests.federation.simulated import ROWS, SECRET, Finished, Inputs, finish, read_all
 
 pytestmark = pytest.mark.federation
 ROUNDS, EPSILON, DELTA = 3, 1.5, 1e-5

@@ -167,7 +167,7 @@ def rdp_epsilon(composition: Iterable[tuple[Mechanism, int]], delta: float) -> f
 
 # Grid of the privacy losses. All bounds are pessimistic at any step; these constants only trade tightness for time.
 _FINEST_STEP = 1e-6
-_USUAL_STEP = 1e-4
+_USUAL_STEP = 2e-4
 _COARSEST_STEP = 0.5
 _LARGEST_SINGLE = 2**18
 _LARGEST_COMPOSED = 2**22

@@ -20,7 +20,7 @@ from flwr.app import RecordDict
 from client.approvals import Approvals, Kind
 from client.bundles import BundleStore
 from client.site import SiteConfig, load_site
-from common.audit import AuditLog
+from common.audit import AUDIT_LOG, AuditLog
 from common.errors import CohortiumError, LedgerError, OutputError, SchemaError, SiteError, StudyError
 from common.messages import (
     JOIN,
@@ -216,4 +216,4 @@ def _read(asked: Asked, content: RecordDict) -> tuple[Asked, Protocol | None]:
 
 
 def _audit(config: SiteConfig) -> AuditLog:
-    return AuditLog(config.site.state / "audit.jsonl", config.site.name)
+    return AuditLog(config.site.state / AUDIT_LOG, config.site.name)

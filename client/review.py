@@ -13,7 +13,7 @@ from typing import Any
 from client.approvals import Approvals, Decision, Request, Verdict
 from client.bundles import BundleStore, differences, installed_files, list_files, printable, read_bundle
 from client.site import SiteConfig
-from common.audit import AuditLog
+from common.audit import AUDIT_LOG, AuditLog
 from common.errors import CohortiumError, SiteError
 from common.messages import NEVER_SENT
 from common.privacy.ledger_keys import load_key
@@ -84,7 +84,7 @@ class Review:
         """Sign and log a decision. The log comes first: nothing is approved that is not logged."""
         action = "approve" if verdict == "approved" else "deny"
         study = request.digest if request.kind == "study" else ""
-        log = AuditLog(self.config.site.state / "audit.jsonl", self.config.site.name)
+        log = AuditLog(self.config.site.state / AUDIT_LOG, self.config.site.name)
         fields = {"kind": request.kind, "by": by, "reason": reason}
         log.append(action, study=study, digest=request.digest, outcome=verdict, **fields)
         try:

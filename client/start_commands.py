@@ -127,9 +127,9 @@ def audit_verify(site: SiteOption = SITE, as_json: JsonOption = False) -> None:
     Exit code 11: a line was edited, removed or inserted; the message names it.
     """
     from client.site import load_site
-    from common.audit import AuditError, read_audit
+    from common.audit import AUDIT_LOG, AuditError, read_audit
 
-    path = load_site(site).site.state / "audit.jsonl"
+    path = load_site(site).site.state / AUDIT_LOG
     if not path.exists():
         raise SiteError(
             f"{path}: there is no audit log",

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.audit import AuditLog
+from common.audit import AUDIT_LOG, AuditLog
 from common.encoding import TableEncoding
 from common.errors import CohortiumError
 from common.files import append_line, write_atomic
@@ -101,5 +101,5 @@ def _note(settings: RunSettings, action: str, *, outcome: str = "ok", **fields: 
     """One line in the coordinator's audit log, which lies beside his key; a simulation has neither."""
     if settings.key is not None:
         protocol = settings.protocol
-        log = AuditLog(settings.key.parent / "audit.jsonl", "coordinator")
+        log = AuditLog(settings.key.parent / AUDIT_LOG, "coordinator")
         log.append(action, study=protocol.study.study.name, digest=protocol.digest, outcome=outcome, **fields)

@@ -112,9 +112,9 @@ def bundle(
 @audit_log.command("verify")
 def verify_audit(consortium: Consortium, as_json: AsJson = False) -> None:
     """Check the chain of the coordinator's audit log."""
-    from common.audit import GENESIS, read_audit
+    from common.audit import AUDIT_LOG, GENESIS, read_audit
 
-    entries = read_audit(consortium / "audit.jsonl")
+    entries = read_audit(consortium / AUDIT_LOG)
     last = entries[-1]["hash"] if entries else GENESIS
     if as_json:
         write_json({"lines": len(entries), "last": last})
@@ -125,9 +125,9 @@ def verify_audit(consortium: Consortium, as_json: AsJson = False) -> None:
 @audit_log.command("show")
 def show_audit(consortium: Consortium, as_json: AsJson = False) -> None:
     """Print the coordinator's audit log, once its chain is checked."""
-    from common.audit import read_audit
+    from common.audit import AUDIT_LOG, read_audit
 
-    entries = read_audit(consortium / "audit.jsonl")
+    entries = read_audit(consortium / AUDIT_LOG)
     if as_json:
         write_json(entries)
         return

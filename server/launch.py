@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.audit import AuditLog
+from common.audit import AUDIT_LOG, AuditLog
 from common.errors import CohortiumError, ExitCode, FederationError, OutputError, UsageError
 from common.files import write_atomic
 from common.study import Protocol
@@ -103,7 +103,7 @@ def runs_of(consortium: Path) -> Runs:
 
 def audit_of(consortium: Path) -> AuditLog:
     """The coordinator's audit log."""
-    return AuditLog(consortium / "audit.jsonl", "coordinator")
+    return AuditLog(consortium / AUDIT_LOG, "coordinator")
 
 
 def launch(protocol: Protocol, consortium: Path, out: Path, sites: int | None = None) -> Launch:

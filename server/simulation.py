@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from common.audit import AUDIT_LOG
 from common.errors import CohortiumError, DataError, ExitCode, FederationError, OutputError
 from common.files import write_atomic
 from common.study import SITE_NAME, Protocol
@@ -209,7 +210,7 @@ def _diagnostics(work: Path, names: list[str], number: int) -> tuple[float | Non
     """
     found = []
     for name in names:
-        entries = _json_lines(work / SITES / name / "state" / "audit.jsonl")
+        entries = _json_lines(work / SITES / name / "state" / AUDIT_LOG)
         found += [e for e in entries if e["action"] == "trained" and e["round"] == number]
     if not found:
         return None, None
@@ -232,7 +233,7 @@ def _collect(work: Path, files: RunFiles) -> None:
             (site / "ledger.sqlite", files.ledgers / f"{name}.sqlite"),
             # Left by a site that was killed while it wrote; without it SQLite could not undo the unfinished spend.
             (site / "ledger.sqlite-journal", files.ledgers / f"{name}.sqlite-journal"),
-            (site / "audit.jsonl", files.out / "site-logs" / f"{name}.jsonl"),
+            (site / AUDIT_LOG, files.out / "site-logs" / f"{name}.jsonl"),
         ):
             if source.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)

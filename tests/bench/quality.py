@@ -62,7 +62,7 @@ def _federated(inputs: Inputs, overrides: list[str]) -> dict[str, float]:
         out = Path(scratch) / "out"
         summary = simulate(inputs.folder, out, overrides)
         metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    return _scores(metrics, summary["seconds"]["federation"])
+    return scores_of(metrics, summary["seconds"]["federation"])
 
 
 def _local(protocol: Protocol, table: Table, inputs: Inputs, *, constrained: bool) -> dict[str, float]:
@@ -83,10 +83,10 @@ def _local(protocol: Protocol, table: Table, inputs: Inputs, *, constrained: boo
     )
     seconds = time.perf_counter() - started
     rows = np.vstack([t.values for t in sample_prior(local.decoder, encoding, protocol.study.release.rows, seed)])
-    return _scores(evaluate(Table(protocol.schema, rows), inputs.pooled, inputs.test, seed), seconds)
+    return scores_of(evaluate(Table(protocol.schema, rows), inputs.pooled, inputs.test, seed), seconds)
 
 
-def _scores(metrics: dict[str, Any], seconds: float) -> dict[str, float]:
+def scores_of(metrics: dict[str, Any], seconds: float) -> dict[str, float]:
     tstr, fidelity = metrics["utility"]["tstr"], metrics["fidelity"]
     return {
         "gb": tstr["gradient_boosting"],

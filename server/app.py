@@ -23,6 +23,7 @@ from server.checkpoint import build_decoder, complete_rounds, load_checkpoint, s
 from server.cohort import write_cohort
 from server.consortium import RELEASE_KEY
 from server.members import gather_again, gather_sites
+from server.roll import Roll
 from server.rows import gather_rows
 from server.run import RUN_VARIABLE, RunFiles, RunSettings
 from server.strategy import LipschitzFedAvg, RoundReport
@@ -79,9 +80,8 @@ def run_study(grid: Grid, settings: RunSettings, files: RunFiles, key: Ed25519Pr
         append_line(files.rounds, json.dumps(report.to_json() | {"server_seconds": round(seconds, 4)}))
         _note(settings, "round", round=report.round, answered=list(report.answered), dropped=dict(report.dropped))
 
-    strategy = LipschitzFedAvg(
-        protocol=protocol, decoder=decoder, members=members, observer=observe, witness=witness, completed=completed
-    )
+    roll = Roll.of(settings)
+    strategy = LipschitzFedAvg(protocol, decoder, members, observe, witness, completed, roll)
     training = protocol.study.training
     strategy.start(
         grid,
@@ -90,7 +90,7 @@ def run_study(grid: Grid, settings: RunSettings, files: RunFiles, key: Ed25519Pr
         timeout=training.round_timeout,
     )
     if protocol.study.release.method == "channel":
-        tables = gather_rows(grid, protocol, decoder, members, witness, files)
+        tables = gather_rows(grid, protocol, decoder, members, witness, files, roll)
     else:
         tables = sample_prior(decoder, TableEncoding(protocol.schema), protocol.study.release.rows, seed)
     rows = write_cohort(tables, protocol.schema, files.cohort_csv, files.cohort_parquet)

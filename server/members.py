@@ -1,10 +1,14 @@
-"""Who takes part: sites are invited, their weights are fixed once, and a resumed study goes on with the same ones."""
+"""Who takes part: sites are invited, their weights are fixed once, and a resumed study goes on with the same ones.
+
+In a deployment only those are invited whose node key is enrolled, and only those taken in that answer from that node,
+under their enrolled name and with the enrolled ledger key (server/roll.py).
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flwr.app import Message
@@ -17,6 +21,8 @@ from common.messages import JOIN, JoinReply, JoinRequest, Status
 from common.privacy.ledger_keys import SignedHead
 from common.records import MessageError
 from common.study import Protocol
+from server.replies import NO_REPLY
+from server.roll import NOT_ENROLLED, Roll
 from server.run import RunFiles, RunSettings
 from server.strategy import Member
 from server.witness import Witness
@@ -24,7 +30,6 @@ from server.witness import Witness
 POLL_SECONDS, LONGEST_PAUSE = 0.2, 5.0
 ASK_SECONDS = 60.0  # a node that hangs does not keep those from being asked again that have not decided
 NOT_YET = (Status.AWAITING_APPROVAL, Status.CLOSED_NOW)
-NO_REPLY = "no reply before the deadline"
 
 
 def gather_sites(grid: Grid, settings: RunSettings, files: RunFiles, witness: Witness) -> tuple[Member, ...]:
@@ -32,7 +37,7 @@ def gather_sites(grid: Grid, settings: RunSettings, files: RunFiles, witness: Wi
 
     `witness` takes down where the ledger of each begins. `FederationError` if fewer than min_sites accept.
     """
-    joined, refused = invite(grid, settings.protocol, settings.sites, witness, files)
+    joined, refused = invite(grid, settings.protocol, settings.sites, witness, files, Roll.of(settings))
     members = {member.site: member for member in joined}
     total = sum(member.patients for member in members.values())
     document = {
@@ -49,42 +54,46 @@ def gather_sites(grid: Grid, settings: RunSettings, files: RunFiles, witness: Wi
 def gather_again(grid: Grid, settings: RunSettings, files: RunFiles, witness: Witness) -> tuple[Member, ...]:
     """The members of a study that is resumed, with the weights it began with.
 
-    A site that is away keeps its place and its last node: it may return. One that was not part of the study, or that
-    now declares another number of patients, is not taken in. `FederationError` if fewer than min_sites are there.
+    A site that is away keeps its place and its last node: it may return while it is enrolled. One that was not part of
+    the study, or that now declares another number of patients, is not taken in. `FederationError` if fewer than
+    min_sites are there.
     """
-    began, nodes = _read(files)
-    joined, refused = invite(grid, settings.protocol, settings.sites, witness, files)
+    began = _read(files)
+    roll = Roll.of(settings)
+    joined, refused = invite(grid, settings.protocol, settings.sites, witness, files, roll)
     present: dict[str, Member] = {}
     for member in joined:
         if member.site not in began:
             refused[member.site] = "was not part of the study when it began"
-        elif member.patients != began[member.site]:
-            refused[member.site] = f"declares another number of patients than the {began[member.site]} it began with"
+        elif member.patients != (patients := began[member.site].patients):
+            refused[member.site] = f"declares another number of patients than the {patients} it began with"
         else:
             present[member.site] = member
     witness.save()
-    away = {name: Member(nodes[name], name, began[name]) for name in began if name not in present}
+    away = {name: member for name, member in began.items() if name not in present}
+    gone = roll.lapsed({name: member.enrolment for name, member in away.items()})
     members = away | present
     _remember_nodes(files, members)
-    _require_enough(settings, len(present), refused | {name: "is away" for name in away if name not in refused})
+    _require_enough(settings, len(present), dict.fromkeys(away, "is away") | gone | refused)
     return tuple(members[name] for name in sorted(members))
 
 
 def invite(
-    grid: Grid, protocol: Protocol, sites: int, witness: Witness, files: RunFiles
+    grid: Grid, protocol: Protocol, sites: int, witness: Witness, files: RunFiles, roll: Roll
 ) -> tuple[list[Member], dict[str, str]]:
     """The sites that accept the protocol, and the others with their reasons.
 
     Waits until as many sites as expected have said yes or no, at most join_timeout. A site that says "not yet" is asked
-    again; who that is stands in waiting.json meanwhile.
+    again; who that is stands in waiting.json meanwhile. A node that is not enrolled is not asked, and is not one of the
+    sites that are expected.
     """
     training = protocol.study.training
     deadline = time.monotonic() + training.join_timeout
     request = JoinRequest(protocol.to_json()).to_record()
-    found = _Answers(protocol, witness)
+    found = _Answers(protocol, witness, roll)
     pause = POLL_SECONDS
     while True:
-        nodes = [node for node in grid.get_node_ids() if node not in found.final]
+        nodes = found.open(roll.nodes(grid))
         left = deadline - time.monotonic()
         if nodes and (left > 0 or not found.asked):
             messages = [Message(content=request, message_type=JOIN, dst_node_id=node) for node in nodes]
@@ -97,29 +106,40 @@ def invite(
         if found.waiting:  # somebody has to decide, which takes its time
             pause = min(2 * pause, LONGEST_PAUSE)
     files.waiting.unlink(missing_ok=True)
-    return list(found.members.values()), found.refused | found.waiting
+    lapsed = roll.lapsed({name: member.enrolment for name, member in found.members.items()})  # while others decided
+    members = [member for name, member in found.members.items() if name not in lapsed]
+    return members, found.strangers | found.refused | found.waiting | lapsed
 
 
 class _Answers:
     """What the nodes have said so far. `waiting` says by name who has not decided, `final` who has, by node."""
 
-    def __init__(self, protocol: Protocol, witness: Witness) -> None:
-        self.protocol, self.witness = protocol, witness
+    def __init__(self, protocol: Protocol, witness: Witness, roll: Roll) -> None:
+        self.protocol, self.witness, self.roll = protocol, witness, roll
+        self.keys: dict[int, str] = {}
+        self.strangers: dict[str, str] = {}
         self.members: dict[str, Member] = {}
         self.refused: dict[str, str] = {}
         self.waiting: dict[str, str] = {}
         self.final: set[int] = set()
         self.asked: set[int] = set()
 
+    def open(self, connected: Mapping[int, str]) -> list[int]:
+        """Whom to ask of the nodes with these keys: enrolled ones that have not decided."""
+        strangers = self.roll.strangers(connected)
+        self.strangers = {name or f"node {node}": NOT_ENROLLED for node, name in strangers.items()}
+        self.keys |= connected
+        return [node for node in connected if node not in self.final and node not in strangers]
+
     def take(self, nodes: Iterable[int], replies: Iterable[Message]) -> None:
         """Sort the replies of those that were just asked; a node without a reply is asked again."""
         self.asked |= set(nodes)
-        self.waiting = {f"node {node}": NO_REPLY for node in self.asked - self.final}
+        self.waiting = {self._label(node): NO_REPLY for node in self.asked - self.final}
         for message in replies:
             node = message.metadata.src_node_id
             if node not in self.asked or node in self.final:
                 continue
-            label = f"node {node}"
+            label = self._label(node)
             self.waiting.pop(label, None)
             try:
                 if message.has_error():
@@ -129,6 +149,9 @@ class _Answers:
                     raise MessageError(f"Flower reports error {message.error.code}")
                 reply = JoinReply.from_record(message.content)
                 label = reply.site or label
+                refusal = self.roll.refusal(label, self.keys[node], reply.ledger_key)
+                if refusal is not None:
+                    raise MessageError(refusal)
                 if reply.status in NOT_YET:
                     self.waiting[label] = reply.status.value
                     continue
@@ -140,10 +163,14 @@ class _Answers:
                     raise MessageError("another node has joined under this name already")
                 signed = (reply.ledger_length, reply.ledger_head, reply.ledger_signature, reply.ledger_key)
                 self.witness.joined(SignedHead(reply.site, *signed))
-                self.members[reply.site] = Member(node, reply.site, reply.patients)
+                self.members[reply.site] = Member(node, reply.site, reply.patients, self.roll.enrolment(reply.site))
             except MessageError as error:
                 self.refused[label] = str(error)
             self.final.add(node)
+
+    def _label(self, node: int) -> str:
+        """By the name that is enrolled with the node's key, where there is one."""
+        return self.roll.name(self.keys[node]) or f"node {node}"
 
 
 def _require_enough(settings: RunSettings, found: int, refused: dict[str, str]) -> None:
@@ -158,21 +185,24 @@ def _require_enough(settings: RunSettings, found: int, refused: dict[str, str]) 
 
 def _remember_nodes(files: RunFiles, members: dict[str, Member]) -> None:
     # As text: Flower's node numbers have 64 bits, more than JSON's numbers keep in every reader.
-    nodes = {name: str(member.node_id) for name, member in sorted(members.items())}
+    nodes = {name: {"node": str(m.node_id), "enrolment": m.enrolment} for name, m in sorted(members.items())}
     write_atomic(files.nodes, json.dumps(nodes, indent=1))
 
 
-def _read(files: RunFiles) -> tuple[dict[str, int], dict[str, int]]:
-    """Patients and node of every site with which the study began."""
+def _read(files: RunFiles) -> dict[str, Member]:
+    """The sites with which the study began, each with its last node and the enrolment under which it took part."""
     try:
         document: dict[str, Any] = json.loads(files.sites.read_text(encoding="utf-8"))
-        began = {str(name): int(site["patients"]) for name, site in document["joined"].items()}
-        nodes = {str(name): int(node) for name, node in json.loads(files.nodes.read_text(encoding="utf-8")).items()}
-        if set(began) != set(nodes):
+        patients = {str(name): int(site["patients"]) for name, site in document["joined"].items()}
+        nodes: dict[str, Any] = json.loads(files.nodes.read_text(encoding="utf-8"))
+        if set(patients) != set(nodes):
             raise KeyError("nodes")
+        return {
+            name: Member(int(nodes[name]["node"]), name, count, str(nodes[name]["enrolment"]))
+            for name, count in patients.items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise FederationError(
             f"{files.out}: who took part cannot be read from {files.sites.name} and {files.nodes.name}",
             fix="restore these files; a study cannot be resumed without its weights",
         ) from None
-    return began, nodes

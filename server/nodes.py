@@ -67,17 +67,9 @@ def unregister_node(node_id: str, control: Control) -> None:
 def list_nodes(control: Control) -> list[NodeInfo]:
     """Every node the SuperLink knows, unregistered ones included; `FederationError` if it cannot be asked."""
     import httpx
-    from cryptography.hazmat.primitives import serialization
     from flwr.proto.control_pb2 import ListNodesRequest
     from flwr.supercore.control import ControlHttpClient
     from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
-
-    def line(pem: bytes) -> str:
-        try:
-            key = serialization.load_pem_public_key(pem)
-            return key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
-        except ValueError:  # a SuperNode without authentication registers random bytes
-            return ""
 
     client = ControlHttpClient.from_server_address(
         control.address,
@@ -94,9 +86,21 @@ def list_nodes(control: Control) -> list[NodeInfo]:
     finally:
         client.close()
     return [
-        NodeInfo(str(node.node_id), node.status, line(node.public_key), node.name, node.last_activated_at)
+        NodeInfo(str(node.node_id), node.status, openssh_line(node.public_key), node.name, node.last_activated_at)
         for node in nodes
     ]
+
+
+def openssh_line(pem: bytes) -> str:
+    """A public key as Flower keeps it (PEM), as the line of OpenSSH that enrolment has; "" if it is none."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+
+    try:
+        key = serialization.load_pem_public_key(pem)
+        return key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
+    except (ValueError, UnsupportedAlgorithm):  # a SuperNode without authentication registers random bytes
+        return ""
 
 
 def find_node(node_key: str, control: Control) -> NodeInfo | None:

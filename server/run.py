@@ -81,7 +81,7 @@ class RunFiles:
 
     @property
     def nodes(self) -> Path:
-        """Which of Flower's nodes is which site."""
+        """Which of Flower's nodes is which site, and under which enrolment it takes part."""
         return self.out / "nodes.json"
 
     @property

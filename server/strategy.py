@@ -20,22 +20,28 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from common.errors import FederationError
-from common.messages import TRAIN, Status, TrainReply, TrainRequest
+from common.messages import TRAIN, TrainReply, TrainRequest
 from common.model.vae import Decoder
 from common.privacy.update import NORM_TOLERANCE, update_norm
 from common.privacy.update_noise import largest_noisy_norm, require_useful_noise
 from common.records import MessageError, arrays_digest
 from common.study import Protocol
+from server.replies import check_reply, collect_replies
+from server.roll import Roll
 from server.witness import Witness
 
 
 @dataclass(frozen=True)
 class Member:
-    """A site that joined: its node in Flower, its name and its declared number of patients."""
+    """A site that joined: its node in Flower, its name and its declared number of patients.
+
+    `enrolment` is the fingerprint of the keys under which it was enrolled then, "" in a simulation.
+    """
 
     node_id: int
     site: str
     patients: int
+    enrolment: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,8 @@ Observer = Callable[[RoundReport, Decoder], None]
 class LipschitzFedAvg(Strategy):
     """Weighted mean of validated updates, then P_s on every layer. `decoder` is global and changed in place.
 
-    `witness` must know the ledger of every member. `completed` rounds are behind a study that is resumed.
+    `witness` must know the ledger of every member. `completed` rounds are behind a study that is resumed. Before and
+    after every round `roll` says who is enrolled still: others are not asked, and what they sent meanwhile is dropped.
     """
 
     protocol: Protocol
@@ -79,6 +86,7 @@ class LipschitzFedAvg(Strategy):
     observer: Observer
     witness: Witness
     completed: int = 0
+    roll: Roll = field(default_factory=Roll)
     _started: float = field(default=0.0, init=False)
     _preparation: float = field(default=0.0, init=False)
 
@@ -105,13 +113,20 @@ class LipschitzFedAvg(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Certify the global decoder and address it to every member; Flower counts from 1, a resumed study goes on."""
+        """Certify the global decoder and address it to every member; Flower counts from 1, a resumed study goes on.
+
+        `FederationError` before anything is sent, and spent, if fewer than `min_sites` members are enrolled still.
+        """
         number = self.completed + server_round
         self._started = time.perf_counter()
         self._certify()
         decoder = self.decoder.arrays()
+        lapsed = self._lapsed()
+        self._require_enough(number, len(self.members) - len(lapsed), "members that may be asked", lapsed)
         self._preparation = time.perf_counter() - self._started
         for member in self.members:
+            if member.site in lapsed:
+                continue
             weight, seen = self.weights[member.site], self.witness.countersigned(member.site)
             signed = (seen.length, seen.head, seen.signature, seen.key)
             request = TrainRequest(self.protocol.digest, number, weight, decoder, *signed)
@@ -123,13 +138,7 @@ class LipschitzFedAvg(Strategy):
         """Validate, add, project, certify, report; `FederationError` if fewer than `min_sites` replies are valid."""
         arrived, number = time.perf_counter(), self.completed + server_round
         updates, dropped = self.collect(number, replies)
-        minimum = self.protocol.study.training.min_sites
-        if len(updates) < minimum:
-            reasons = "; ".join(f"{site}: {reason}" for site, reason in sorted(dropped.items()))
-            raise FederationError(
-                f"round {number}: {len(updates)} valid replies, min_sites is {minimum} ({reasons})",
-                fix="see the logs of the sites named, or lower training.min_sites in a new study",
-            )
+        self._require_enough(number, len(updates), "valid replies", dropped)
         step = self.aggregate(updates)
         measured = self._certify()
         now = time.perf_counter()
@@ -162,36 +171,28 @@ class LipschitzFedAvg(Strategy):
     ) -> tuple[dict[str, Mapping[str, torch.Tensor]], dict[str, str]]:
         """Valid updates by site, and for every other member the reason why it is missing from this round."""
         nodes = {member.node_id: member.site for member in self.members}
-        updates: dict[str, Mapping[str, torch.Tensor]] = {}
-        dropped: dict[str, str] = {}
-        for message in replies:
-            site = nodes.get(message.metadata.src_node_id)
-            if site is None or site in updates or site in dropped:
-                continue  # not a member, or a second answer: the first one counts
-            try:
-                updates[site] = self._validated(site, number, message)
-            except MessageError as error:
-                dropped[site] = str(error)
-            except Exception as error:  # whatever one site sends, the others' study goes on; the text may quote it
-                dropped[site] = f"the reply cannot be read ({type(error).__name__})"
-        for site in nodes.values():
-            if site not in updates and site not in dropped:
-                dropped[site] = "no reply before the deadline"
-        self.witness.save()
-        return updates, dropped
+        return collect_replies(
+            replies, nodes, lambda site, message: self._validated(site, number, message), self.witness, self._lapsed()
+        )
+
+    def _lapsed(self) -> dict[str, str]:
+        return self.roll.lapsed({member.site: member.enrolment for member in self.members})
+
+    def _require_enough(self, number: int, found: int, what: str, reasons: Mapping[str, str]) -> None:
+        minimum = self.protocol.study.training.min_sites
+        if found < minimum:
+            listed = "; ".join(f"{site}: {reason}" for site, reason in sorted(reasons.items()))
+            raise FederationError(
+                f"round {number}: {found} {what}, min_sites is {minimum} ({listed})",
+                fix="see the logs of the sites named, or lower training.min_sites in a new study",
+            )
 
     def _validated(self, site: str, number: int, message: Message) -> Mapping[str, torch.Tensor]:
-        if message.has_error():
-            raise MessageError(f"Flower reports error {message.error.code}")  # its text may quote a site's data
         reply = TrainReply.from_record(message.content, self.shapes)
-        if reply.status is not Status.OK or reply.update is None:
-            raise MessageError(reply.status.value)
-        if reply.study != self.protocol.digest:
-            raise MessageError("answers another study")
+        check_reply(reply, site, self.protocol.digest)
         if reply.round != number:
             raise MessageError(f"answers round {reply.round}")
-        if reply.site != site:
-            raise MessageError("answers under another site's name")
+        assert reply.update is not None  # `from_record` has read one, since the status is ok
         # Before the update is looked at: a head once shown stays shown, whatever becomes of the update.
         self.witness.spent(
             site,

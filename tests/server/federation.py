@@ -20,6 +20,7 @@ from common.privacy.update import update_norm
 from common.schema import parse_schema
 from common.study import Protocol, Study
 from server.checkpoint import build_decoder
+from server.roll import Roll
 from server.strategy import LipschitzFedAvg, Member, RoundReport
 from server.witness import Witness
 
@@ -67,7 +68,7 @@ class SiteLedger:
 class Federation:
     """A strategy, what it reported, and replies as the sites of the study would send them."""
 
-    def __init__(self, members: tuple[Member, ...] = MEMBERS, **training: Any) -> None:
+    def __init__(self, members: tuple[Member, ...] = MEMBERS, roll: Roll | None = None, **training: Any) -> None:
         self.protocol = make_protocol(**training)
         self.decoder: Decoder = build_decoder(self.protocol, 0)
         self.reports: list[tuple[RoundReport, dict[str, torch.Tensor]]] = []
@@ -82,6 +83,7 @@ class Federation:
             members=members,
             observer=lambda report, decoder: self.reports.append((report, decoder.arrays())),
             witness=self.witness,
+            roll=roll or Roll(),
         )
 
     def requests(self, number: int = 1) -> dict[int, Message]:

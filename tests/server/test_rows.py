@@ -1,5 +1,6 @@
 """The pooled cohort of the channel: who is asked for how much, and what of the answers is believed."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable
@@ -21,10 +22,13 @@ from common.privacy.ledger_keys import SignedHead, head_holds, public_hex, sign_
 from common.schema import parse_schema
 from common.study import Protocol, Study
 from server.checkpoint import build_decoder
+from server.enrol import revoke
+from server.roll import REVOKED, Roll
 from server.rows import gather_rows, share_rows
 from server.run import RunFiles
 from server.strategy import Member
 from server.witness import Witness
+from tests.server.enrolled import Consortium, Hospital
 
 SECRET = "Zq7731"
 MEMBERS = (Member(11, "anna", 100), Member(12, "berta", 200), Member(13, "clara", 500))
@@ -93,7 +97,13 @@ class Sites:
         return replies
 
 
-def gather(out: Path, protocol: Protocol | None = None, **answers: Answer) -> tuple[np.ndarray, dict[str, Any], Sites]:
+def gather(
+    out: Path,
+    protocol: Protocol | None = None,
+    members: tuple[Member, ...] = MEMBERS,
+    roll: Roll | None = None,
+    **answers: Answer,
+) -> tuple[np.ndarray, dict[str, Any], Sites]:
     protocol = protocol or make_protocol()
     files = RunFiles(out)
     witness = Witness(files.ledger_heads, COORDINATOR)
@@ -101,7 +111,7 @@ def gather(out: Path, protocol: Protocol | None = None, **answers: Answer) -> tu
         witness.joined(SignedHead(member.site, *signed(member.site, 0), public_hex(SITE_KEY)))
     sites = Sites(protocol, answers)
     grid: Any = sites
-    tables = list(gather_rows(grid, protocol, build_decoder(protocol, 0), MEMBERS, witness, files))
+    tables = list(gather_rows(grid, protocol, build_decoder(protocol, 0), members, witness, files, roll))
     document = json.loads((out / "release.json").read_text())
     return np.vstack([table.values for table in tables]), document, sites
 
@@ -204,3 +214,22 @@ def test_too_few_sites_with_rows_stop_the_release_by_name(tmp_path: Path) -> Non
     assert "1 sites sent valid rows, at least 2 are needed" in str(caught.value)
     assert "anna: no reply" in str(caught.value) and "berta: answers under another site's name" in str(caught.value)
     assert json.loads((tmp_path / "release.json").read_text())["rows"] == {"clara": 50}
+
+
+def test_a_site_that_is_enrolled_no_longer_is_not_asked_and_what_it_sent_is_not_taken(tmp_path: Path) -> None:
+    consortium = Consortium(tmp_path / "con")
+    entries = {member.site: consortium.enrol(Hospital(member.site, member.node_id)) for member in MEMBERS}
+    members = tuple(dataclasses.replace(m, enrolment=entries[m.site].fingerprint) for m in MEMBERS)
+    roll = Roll(consortium.folder)
+
+    def revokes_clara(request: ReleaseRequest) -> RecordDict:
+        revoke("clara", consortium.folder)
+        return answer(request, "anna")
+
+    rows, document, sites = gather(tmp_path / "out", None, members, roll, anna=revokes_clara)
+    assert set(sites.asked) == set(SHARES), "all were enrolled when they were asked"
+    assert document["dropped"] == {"clara": REVOKED} and len(rows) == 30
+    assert set(gather(tmp_path / "again", None, members, roll)[2].asked) == {"anna", "berta"}
+    revoke("berta", consortium.folder)
+    with pytest.raises(FederationError, match=r"release: 1 sites may be asked, at least 2 are needed \(berta: was"):
+        gather(tmp_path / "third", None, members, roll)

@@ -115,7 +115,7 @@ def enrol(request: Path, directory: Path, control: Control | None = None, *, rep
             requested_at=content.created,
             enrolled_at=_now(),
         )
-        if control is not None and entry.node_id is None:
+        if control is not None:  # noted here or not: the SuperLink's database may have been made anew since
             entry = entry.model_copy(update={"node_id": _register(request, content, control)})
         _save(directory, registry.with_site(content.site, entry))
     return entry

@@ -101,6 +101,16 @@ def test_a_superlink_that_is_down_leaves_nothing_and_one_that_knows_the_key_is_b
     assert enrol(request(folder), folder, CONTROL).node_id == "100" and len(superlink.nodes) == 1
 
 
+def test_a_superlink_whose_database_was_made_anew_takes_the_same_request_again(
+    folder: Path, superlink: SuperLink
+) -> None:
+    enrol(request(folder, "south", new_p384(), Ed25519PrivateKey.generate()), folder, CONTROL)
+    assert enrol(request(folder), folder, CONTROL).node_id == "101"
+    superlink.nodes.clear()
+    assert enrol(request(folder), folder, CONTROL).node_id == "100" and superlink.states == [("north", "registered")]
+    assert load_registry(folder).sites["north"].node_id == "100"
+
+
 def test_other_keys_for_an_enrolled_name_need_the_coordinators_word(folder: Path, superlink: SuperLink) -> None:
     enrol(request(folder), folder, CONTROL)
     new = new_p384()

@@ -14,17 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic_core import PydanticUndefined
 
 from client.connection import check_address, load_connection
 from client.policy import PolicySection
-from client.site import load_site
+from client.site import SiteConfig, load_site
+from common.audit import AUDIT_LOG, AuditLog, logged, note_failure
 from common.certificates import check_ca
 from common.console import distribution_version
-from common.enrolment import Enrolment, enrolment_text, make_enrolment
-from common.errors import SiteError, UsageError
+from common.enrolment import enrolment_text, make_enrolment
+from common.errors import CohortiumError, SiteError, UsageError
 from common.files import write_atomic
 from common.folders import aside, new_folder
 from common.handover import follow_handover
@@ -90,7 +89,10 @@ def init_site(
         create_key(folder / "keys" / "node.key", node, openssh=True)
         write_atomic(folder / "keys" / "node.key.pub", openssh_public(node) + "\n")
         ledger = load_or_create_key(folder / "state" / "ledger.key")
-        request = _write_request(folder, site, node, ledger)
+        request = make_enrolment(site, node, ledger, distribution_version())
+        write_atomic(folder / f"enrolment-{site}.json", enrolment_text(request))
+        about = {"fingerprint": request.content.fingerprint, "release_key": fingerprint or ""}
+        AuditLog(folder / "state" / AUDIT_LOG, site).append("init", **about)
     return Enrolled(directory, directory / f"enrolment-{site}.json", request.content.fingerprint)
 
 
@@ -106,16 +108,24 @@ def rotate_node_key(directory: Path) -> Enrolled:
     if path.exists():
         load_p384(path, NODE_KEY)  # another file must not be moved away as if it were the old key
         kept = aside(path)
-        replace_private(path, private_bytes(node, openssh=True), kept)
-    else:
-        create_key(path, node, openssh=True)
-    write_atomic(path.with_name(f"{path.name}.pub"), openssh_public(node) + "\n")
-    request = _write_request(directory, config.site.name, node, ledger)
-    return Enrolled(directory, directory / f"enrolment-{config.site.name}.json", request.content.fingerprint, kept)
+    made = make_enrolment(config.site.name, node, ledger, distribution_version())
+    request, fingerprint = directory / f"enrolment-{config.site.name}.json", made.content.fingerprint
+    with logged(_audit(config), "rotate-node-key", fingerprint=fingerprint):
+        if kept is not None:
+            replace_private(path, private_bytes(node, openssh=True), kept)
+        else:
+            create_key(path, node, openssh=True)
+        write_atomic(path.with_name(f"{path.name}.pub"), openssh_public(node) + "\n")
+        write_atomic(request, enrolment_text(made))
+    return Enrolled(directory, request, fingerprint, kept)
 
 
 def follow_release_key(directory: Path, handover: Path) -> str:
-    """Pin the key that the pinned one named its successor; returns its SHA-256. Nothing changes if it did not."""
+    """Pin the key that the pinned one named its successor; returns its SHA-256.
+
+    Nothing changes if it did not, and the refusal is logged.
+    """
+    log = _audit(load_site(directory / "site.toml"))
     path, public = directory / "connection.toml", directory / "release.pub"
     pinned = load_connection(path).release_key
     if pinned is None:
@@ -129,18 +139,21 @@ def follow_release_key(directory: Path, handover: Path) -> str:
             f"{public}: its SHA-256 is {key_id(old)}, connection.toml pins {pinned}",
             fix="put back the release.pub that belongs to the pinned key",
         )
-    new = follow_handover(handover, old)
+    try:
+        new = follow_handover(handover, old)
+    except CohortiumError as error:
+        note_failure(log, "follow-release-key refused", error, fingerprint="", former=pinned)
+        raise
     content = path.read_text(encoding="utf-8").replace(pinned, key_id(new))
-    write_atomic(aside(public), public_pem(old))
-    write_atomic(public, public_pem(new))
-    write_atomic(path, content)
+    with logged(log, "follow-release-key", fingerprint=key_id(new), former=pinned):
+        write_atomic(aside(public), public_pem(old))
+        write_atomic(public, public_pem(new))
+        write_atomic(path, content)
     return key_id(new)
 
 
-def _write_request(folder: Path, site: str, node: ec.EllipticCurvePrivateKey, ledger: Ed25519PrivateKey) -> Enrolment:
-    request = make_enrolment(site, node, ledger, distribution_version())
-    write_atomic(folder / f"enrolment-{site}.json", enrolment_text(request))
-    return request
+def _audit(config: SiteConfig) -> AuditLog:
+    return AuditLog(config.site.state / AUDIT_LOG, config.site.name)
 
 
 def site_toml(site: str, data: Path) -> str:

@@ -7,9 +7,11 @@ it anew, so keep copies where he may not, and compare their last hashes. Lines n
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from common.errors import CohortiumError, ExitCode, OutputError
 AUDIT_LOG = "audit.jsonl"
 GENESIS = "0" * 64
 LONGEST_LINE = 1 << 20
+LONGEST_OUTCOME = 500
 FIELDS = ("sequence", "time", "actor", "action", "study", "digest", "outcome", "previous", "hash")
 
 
@@ -106,6 +109,28 @@ class AuditLog:
                 f"{self.path}: the last line cannot be read; it was edited or damaged",
                 fix="restore the log from a copy you trust, or move it away to begin a new one",
             ) from None
+
+
+@contextlib.contextmanager
+def logged(log: AuditLog, action: str, **fields: Any) -> Iterator[None]:
+    """First the line, durably, then what it speaks of: what cannot be logged is not done, and nothing done is missing.
+
+    A failure adds the line "ACTION failed". A process that is killed in between leaves the first line alone; whether
+    what it speaks of was done is then to be seen from the files it changes.
+    """
+    log.append(action, **fields)
+    try:
+        yield
+    except BaseException as error:
+        note_failure(log, f"{action} failed", error, **fields)
+        raise
+
+
+def note_failure(log: AuditLog, action: str, error: BaseException, **fields: Any) -> None:
+    """A line whose outcome is the message of `error`; never raises, since `error` is on its way already."""
+    outcome = error.message if isinstance(error, CohortiumError) else type(error).__name__  # a text may quote anything
+    with contextlib.suppress(CohortiumError):
+        log.append(action, outcome=" ".join(outcome.split())[:LONGEST_OUTCOME], **fields)
 
 
 def read_audit(path: Path) -> list[dict[str, Any]]:

@@ -12,7 +12,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.audit import AUDIT_LOG, AuditLog
 from common.encoding import TableEncoding
 from common.errors import CohortiumError
 from common.files import append_line, write_atomic
@@ -21,7 +20,7 @@ from common.keys import load_ed25519
 from common.model.vae import Decoder
 from server.checkpoint import build_decoder, complete_rounds, load_checkpoint, save_checkpoint
 from server.cohort import write_cohort
-from server.consortium import RELEASE_KEY
+from server.consortium import RELEASE_KEY, audit_of
 from server.members import gather_again, gather_sites
 from server.roll import Roll
 from server.rows import gather_rows
@@ -101,5 +100,5 @@ def _note(settings: RunSettings, action: str, *, outcome: str = "ok", **fields: 
     """One line in the coordinator's audit log, which lies beside his key; a simulation has neither."""
     if settings.key is not None:
         protocol = settings.protocol
-        log = AuditLog(settings.key.parent / AUDIT_LOG, "coordinator")
+        log = audit_of(settings.key.parent)
         log.append(action, study=protocol.study.study.name, digest=protocol.digest, outcome=outcome, **fields)

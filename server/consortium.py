@@ -20,6 +20,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from common.audit import AUDIT_LOG, AuditLog, logged
 from common.certificates import (
     check_ca,
     check_dates,
@@ -114,7 +115,15 @@ def init_consortium(
         release = Ed25519PrivateKey.generate()
         create_key(folder / "release.key", release)
         write_atomic(folder / "release.pub", public_pem(release.public_key()))
-        return _write_facts(folder, facts)
+        facts = _write_facts(folder, facts)
+        about = {"fingerprint": facts["ca"][0]["sha256"], "release_key": facts["release_key"]["key_id"]}
+        audit_of(folder).append("init-consortium", name=name, addresses=list(addresses), **about)
+        return facts
+
+
+def audit_of(directory: Path) -> AuditLog:
+    """The coordinator's audit log."""
+    return AuditLog(directory / AUDIT_LOG, "coordinator")
 
 
 def load_facts(directory: Path) -> dict[str, Any]:
@@ -169,11 +178,14 @@ def renew_certificate(
             if days < 1:
                 raise UsageError(f"--days {days}: expected at least 1", fix="choose more days")
             key_bytes, chain = _issue(directory, addresses, days)
-        if (directory / "server.pem").exists():
-            write_atomic(aside(directory / "server.pem"), (directory / "server.pem").read_bytes())
-        replace_private(directory / "server.key", key_bytes, aside(directory / "server.key"))
-        write_atomic(directory / "server.pem", chain)
-        return _write_facts(directory, facts | {"addresses": addresses})
+        certificate = _facts_of(x509.load_pem_x509_certificates(chain)[0])
+        about = {"fingerprint": certificate["sha256"], "not_after": certificate["not_after"], "addresses": addresses}
+        with logged(audit_of(directory), "renew-certificate", **about):
+            if (directory / "server.pem").exists():
+                write_atomic(aside(directory / "server.pem"), (directory / "server.pem").read_bytes())
+            replace_private(directory / "server.key", key_bytes, aside(directory / "server.key"))
+            write_atomic(directory / "server.pem", chain)
+            return _write_facts(directory, facts | {"addresses": addresses})
 
 
 def rotate_release_key(directory: Path) -> dict[str, Any]:
@@ -186,18 +198,19 @@ def rotate_release_key(directory: Path) -> dict[str, Any]:
         old = load_release_key(directory)
         new = Ed25519PrivateKey.generate()
         before, after = key_id(old.public_key()), key_id(new.public_key())
-        kept = directory / f"release.pub.old-{before[:16]}"
-        write_atomic(kept, public_pem(old.public_key()))
-        handover = directory / f"release-handover-{before[:16]}-{after[:16]}.json"
-        write_handover(handover, facts["name"], old, new)
-        try:
-            replace_private(directory / "release.key", private_bytes(new), None)
-        except BaseException:
-            handover.unlink(missing_ok=True)
-            raise
-        write_atomic(directory / "release.pub", public_pem(new.public_key()))
-        former = [*facts.get("former_release_keys", []), {"key_id": before, "file": kept.name, "until": _now()}]
-        return _write_facts(directory, facts | {"former_release_keys": former, "handover": handover.name})
+        with logged(audit_of(directory), "rotate-release-key", fingerprint=after, former=before):
+            kept = directory / f"release.pub.old-{before[:16]}"
+            write_atomic(kept, public_pem(old.public_key()))
+            handover = directory / f"release-handover-{before[:16]}-{after[:16]}.json"
+            write_handover(handover, facts["name"], old, new)
+            try:
+                replace_private(directory / "release.key", private_bytes(new), None)
+            except BaseException:
+                handover.unlink(missing_ok=True)
+                raise
+            write_atomic(directory / "release.pub", public_pem(new.public_key()))
+            former = [*facts.get("former_release_keys", []), {"key_id": before, "file": kept.name, "until": _now()}]
+            return _write_facts(directory, facts | {"former_release_keys": former, "handover": handover.name})
 
 
 def check_given(given: Given, addresses: Sequence[str]) -> None:

@@ -24,9 +24,9 @@ from common.privacy.events import BoundedInfluence, Event, GaussianUpdate, Unbou
 from common.privacy.statement import epsilon_in_words, largest_epsilon, privacy_statement
 from common.signing import key_id, public_pem, sign, statement_for
 from common.study import Protocol, Study
-from server.consortium import load_facts, load_release_key
+from server.consortium import audit_of, load_facts, load_release_key
 from server.figures import certificates
-from server.launch import Launch, audit_of, complete_lines
+from server.launch import Launch, complete_lines
 from server.release import RELEASE_KEY, write_statement
 from server.report import MODES
 from server.rows import share_rows

@@ -1,7 +1,7 @@
 """The coordinator's register of sites, sites.json in the consortium's folder: who is enrolled under which public keys.
 
 It says whom the coordinator accepts; the SuperLink's own register, kept in step with it, says which node keys may
-connect. A key that was revoked is never accepted again, here or there.
+connect. A key that was revoked is never accepted again, here or there. The audit log is written before either.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import Literal
 
 from pydantic import Field
 
+from common.audit import logged, note_failure
 from common.certificates import timestamp
 from common.config import Section, validate
 from common.enrolment import EnrolmentContent, read_enrolment
-from common.errors import FederationError, OutputError, UsageError, VerifyError
+from common.errors import CohortiumError, FederationError, OutputError, UsageError, VerifyError
 from common.files import write_atomic
-from server.consortium import load_facts, locked
+from server.consortium import audit_of, load_facts, locked
 from server.nodes import IN_USE, Control, find_node, register_node, unregister_node
 
 FORMAT = 1
@@ -85,39 +86,41 @@ def load_registry(directory: Path) -> Registry:
 def enrol(request: Path, directory: Path, control: Control | None = None, *, replace: bool = False) -> SiteEntry:
     """Accept a request; with `control` its node key is registered at the SuperLink too. The same request twice is one.
 
-    `VerifyError` if the request cannot be accepted at all, `UsageError` if `replace` would accept it.
+    `VerifyError` if the request cannot be accepted at all, `UsageError` if `replace` would accept it; a refusal is
+    logged too.
     """
-    content = read_enrolment(request)
     with locked(directory):
         load_facts(directory)
-        registry = load_registry(directory)
-        current = registry.sites.get(content.site)
-        _check_keys(request, content, registry)
-        if current is not None and not _same(current, content):
-            if not replace:
-                raise UsageError(
-                    f"{request}: {content.site} is enrolled already, with another {_differing(current, content)}",
-                    fix="ask the site, and compare the fingerprint; if it did change its key, enrol with --replace",
-                )
-            if content.created <= current.requested_at:
-                raise VerifyError(
-                    f"{request}: made at {content.created}, not after the enrolled one of {current.requested_at}",
-                    fix="ask the site for its latest request",
-                )
-            registry = _revoke(directory, registry, content.site, control)
-            former = FormerEntry(site=content.site, **registry.sites[content.site].model_dump())
-            registry = registry.model_copy(update={"former": (*registry.former, former)})
-            current = None
-        entry = current or SiteEntry(
-            node_key=content.node_key,
-            ledger_key=content.ledger_key,
-            fingerprint=content.fingerprint,
-            requested_at=content.created,
-            enrolled_at=_now(),
-        )
-        if control is not None:  # noted here or not: the SuperLink's database may have been made anew since
-            entry = entry.model_copy(update={"node_id": _register(request, content, control)})
-        _save(directory, registry.with_site(content.site, entry))
+        log, about = audit_of(directory), {"site": "", "fingerprint": ""}
+        try:
+            content = read_enrolment(request)
+            about = {"site": content.site, "fingerprint": content.fingerprint}
+            registry = load_registry(directory)
+            current = registry.sites.get(content.site)
+            _check_keys(request, content, registry)
+            replaced = current if current is not None and not _same(current, content) else None
+            if replaced is not None:
+                _check_replaces(request, content, replaced, replace=replace)
+                _require_control(content.site, replaced, control)
+        except CohortiumError as error:
+            note_failure(log, "enrol refused", error, **about)
+            raise
+        with logged(log, "enrol", **about, replaces=replaced.fingerprint if replaced else ""):
+            if replaced is not None:
+                registry = _revoke(directory, registry, content.site, control)
+                former = FormerEntry(site=content.site, **registry.sites[content.site].model_dump())
+                registry = registry.model_copy(update={"former": (*registry.former, former)})
+                current = None
+            entry = current or SiteEntry(
+                node_key=content.node_key,
+                ledger_key=content.ledger_key,
+                fingerprint=content.fingerprint,
+                requested_at=content.created,
+                enrolled_at=_now(),
+            )
+            if control is not None:  # noted here or not: the SuperLink's database may have been made anew since
+                entry = entry.model_copy(update={"node_id": _register(request, content, control)})
+            _save(directory, registry.with_site(content.site, entry))
     return entry
 
 
@@ -130,17 +133,15 @@ def revoke(site: str, directory: Path, control: Control | None = None) -> SiteEn
             near = difflib.get_close_matches(site, registry.sites, n=1)
             known = f"did you mean {near[0]!r}?" if near else f"enrolled are: {', '.join(registry.sites) or 'none'}"
             raise UsageError(f"{directory / REGISTRY}: no site {site!r}", fix=known)
-        return _revoke(directory, registry, site, control).sites[site]
+        entry = registry.sites[site]
+        _require_control(site, entry, control)
+        with logged(audit_of(directory), "revoke", site=site, fingerprint=entry.fingerprint):
+            return _revoke(directory, registry, site, control).sites[site]
 
 
 def _revoke(directory: Path, registry: Registry, site: str, control: Control | None) -> Registry:
     """First the coordinator's own word, durably, then the SuperLink's; again after a failure it goes on from there."""
     entry = registry.sites[site]
-    if entry.node_id is not None and control is None:
-        raise UsageError(
-            f"{site}: its node key is registered at the SuperLink, which would go on accepting it",
-            fix="name the SuperLink's Control API with --superlink",
-        )
     if entry.active:
         entry = entry.model_copy(update={"revoked_at": _now()})
         registry = registry.with_site(site, entry)
@@ -160,6 +161,14 @@ def _revoke(directory: Path, registry: Registry, site: str, control: Control | N
     registry = registry.with_site(site, entry.model_copy(update={"node_id": None}))
     _save(directory, registry)
     return registry
+
+
+def _require_control(site: str, entry: SiteEntry, control: Control | None) -> None:
+    if entry.node_id is not None and control is None:
+        raise UsageError(
+            f"{site}: its node key is registered at the SuperLink, which would go on accepting it",
+            fix="name the SuperLink's Control API with --superlink",
+        )
 
 
 def _register(request: Path, content: EnrolmentContent, control: Control) -> str:
@@ -190,6 +199,20 @@ def _check_keys(request: Path, content: EnrolmentContent, registry: Registry) ->
             )
         if entry.node_key == content.node_key and not entry.active:
             raise VerifyError(f"{request}: this node key was revoked at {entry.revoked_at}", fix=ROTATE)
+
+
+def _check_replaces(request: Path, content: EnrolmentContent, current: SiteEntry, *, replace: bool) -> None:
+    """Other keys for an enrolled name: only at the coordinator's word, and only from a newer request."""
+    if not replace:
+        raise UsageError(
+            f"{request}: {content.site} is enrolled already, with another {_differing(current, content)}",
+            fix="ask the site, and compare the fingerprint; if it did change its key, enrol with --replace",
+        )
+    if content.created <= current.requested_at:
+        raise VerifyError(
+            f"{request}: made at {content.created}, not after the enrolled one of {current.requested_at}",
+            fix="ask the site for its latest request",
+        )
 
 
 def _same(entry: SiteEntry, content: EnrolmentContent) -> bool:

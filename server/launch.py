@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.audit import AUDIT_LOG, AuditLog
 from common.errors import CohortiumError, ExitCode, FederationError, OutputError, UsageError
 from common.files import write_atomic
 from common.study import Protocol
 from server.bundle import RUN_KEY, build_bundle
-from server.consortium import load_facts, load_release_key
+from server.consortium import audit_of, load_facts, load_release_key
 from server.enrol import load_registry
 from server.processes import StateFolder
 from server.run import RunFiles, RunSettings, claim_output
@@ -99,11 +98,6 @@ class Launch:
 def runs_of(consortium: Path) -> Runs:
     """The Control API of the SuperLink that was started from this folder."""
     return Runs(StateFolder(consortium).read_addresses()["private"], consortium / "ca.pem")
-
-
-def audit_of(consortium: Path) -> AuditLog:
-    """The coordinator's audit log."""
-    return AuditLog(consortium / AUDIT_LOG, "coordinator")
 
 
 def launch(protocol: Protocol, consortium: Path, out: Path, sites: int | None = None) -> Launch:

@@ -14,6 +14,7 @@ from client.connection import check_address, load_connection
 from client.init_site import Enrolled, follow_release_key, init_site, rotate_node_key
 from client.policy import PolicySection
 from client.site import load_site
+from common.audit import read_audit
 from common.enrolment import read_enrolment
 from common.errors import CohortiumError, LedgerError, OutputError, SiteError, VerifyError
 from common.handover import write_handover
@@ -60,7 +61,7 @@ def test_the_folder_is_complete_and_its_keys_are_the_owners(made: Enrolled, tmp_
     folder = made.folder
     assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {
         "site.toml", "connection.toml", "ca.pem", "keys/node.key", "keys/node.key.pub", "state/ledger.key",
-        "enrolment-north.json",
+        "state/audit.jsonl", "enrolment-north.json",
     }  # fmt: skip
     assert private_files(folder) == {"keys/node.key", "state/ledger.key"}
     for path in (folder, folder / "keys", folder / "state"):
@@ -209,6 +210,39 @@ def test_a_site_follows_the_release_key_it_pinned_and_no_other(tmp_path: Path) -
 def test_without_a_pinned_release_key_nothing_is_followed(made: Enrolled, tmp_path: Path) -> None:
     with pytest.raises(SiteError, match="no release key is pinned"):
         follow_release_key(made.folder, tmp_path / "1.json")
+
+
+def test_the_keys_of_a_site_have_a_history(tmp_path: Path) -> None:
+    first, second = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    (tmp_path / "release.pub").write_bytes(public_pem(first.public_key()))
+    write_handover(tmp_path / "1.json", "Trial", first, second)
+    write_handover(tmp_path / "2.json", "Trial", Ed25519PrivateKey.generate(), second)
+    folder, old, new = tmp_path / "north", key_id(first.public_key()), key_id(second.public_key())
+    made = init_site(folder, "north", tmp_path / "p.csv", ADDRESS, authority(tmp_path), tmp_path / "release.pub")
+    rotated = rotate_node_key(folder)
+    with pytest.raises(VerifyError):
+        follow_release_key(folder, tmp_path / "2.json")
+    follow_release_key(folder, tmp_path / "1.json")
+    lines = read_audit(folder / "state" / "audit.jsonl")
+    assert {line["actor"] for line in lines} == {"north"}
+    assert [(line["action"], line["fingerprint"]) for line in lines] == [
+        ("init", made.fingerprint),
+        ("rotate-node-key", rotated.fingerprint),
+        ("follow-release-key refused", ""),
+        ("follow-release-key", new),
+    ]
+    assert lines[0]["release_key"] == lines[2]["former"] == lines[3]["former"] == old
+    assert [line["outcome"] == "ok" for line in lines] == [True, True, False, True]
+    assert "not signed by the key" in lines[2]["outcome"]
+
+
+def test_keys_do_not_change_unless_it_can_be_logged(made: Enrolled) -> None:
+    (made.folder / "state" / "audit.jsonl").unlink()
+    (made.folder / "state" / "audit.jsonl").mkdir()
+    before = {path: path.read_bytes() for path in made.folder.rglob("*") if path.is_file()}
+    with pytest.raises(OutputError, match="audit"):
+        rotate_node_key(made.folder)
+    assert {path: path.read_bytes() for path in made.folder.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("address", ["a.org:1", "192.0.2.1:65535", "[2001:db8::1]:443", "localhost:9092"])

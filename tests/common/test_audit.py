@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.audit import FIELDS, GENESIS, AuditError, AuditLog, read_audit
-from common.errors import ExitCode, OutputError
+from common.audit import FIELDS, GENESIS, LONGEST_OUTCOME, AuditError, AuditLog, logged, read_audit
+from common.errors import ExitCode, OutputError, UsageError
 from tests.disk import full_disk
 
 
@@ -131,3 +131,39 @@ def test_a_log_that_is_not_there(tmp_path: Path) -> None:
         read_audit(tmp_path / "none.jsonl")
     (tmp_path / "empty.jsonl").touch()
     assert read_audit(tmp_path / "empty.jsonl") == []
+
+
+def test_the_line_is_on_disk_before_what_it_speaks_of(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path / "audit.jsonl", "coordinator")
+    with logged(log, "revoke", site="north"):
+        (line,) = read_audit(log.path)
+    assert (line["action"], line["site"], line["outcome"]) == ("revoke", "north", "ok")
+    assert read_audit(log.path) == [line], "and one line is all"
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (UsageError("north: no\n  such   site", fix="x"), "north: no such site"),
+        (UsageError("x" * 9000, fix="x"), "x" * LONGEST_OUTCOME),
+        (ValueError("Zq7731"), "ValueError"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+    ],
+)
+def test_a_failure_adds_a_line_that_quotes_only_our_own_messages(
+    tmp_path: Path, error: BaseException, outcome: str
+) -> None:
+    log = AuditLog(tmp_path / "audit.jsonl", "coordinator")
+    with pytest.raises(type(error)) as caught, logged(log, "revoke", site="north"):
+        raise error
+    assert caught.value is error
+    lines = [(line["action"], line["site"], line["outcome"]) for line in read_audit(log.path)]
+    assert lines == [("revoke", "north", "ok"), ("revoke failed", "north", outcome)]
+
+
+def test_what_cannot_be_logged_is_not_done(tmp_path: Path) -> None:
+    (tmp_path / "audit.jsonl").mkdir()
+    done = []
+    with pytest.raises(OutputError), logged(AuditLog(tmp_path / "audit.jsonl", "coordinator"), "revoke"):
+        done.append(1)
+    assert done == []

@@ -13,6 +13,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from common.audit import read_audit
 from common.certificates import fingerprint
 from common.errors import CohortiumError, OutputError, UsageError
 from common.handover import follow_handover
@@ -71,7 +72,7 @@ def own_ca(
 def test_private_keys_are_the_owners_and_nothing_public_holds_one(folder: Path) -> None:
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {path.name for path in folder.iterdir()} == {
-        *PRIVATE, "ca.pem", "server.pem", "release.pub", "consortium.json",
+        *PRIVATE, "ca.pem", "server.pem", "release.pub", "consortium.json", "audit.jsonl",
     }  # fmt: skip
     for path in folder.iterdir():
         private = path.name in PRIVATE
@@ -320,6 +321,30 @@ def test_permitted_names() -> None:
         not permits(["a.org"], "ba.org") and not permits(["x.a.org"], "a.org") and not permits(["192.0.2.1"], "a.org")
     )
     assert permits(["a.org"], "192.0.2.1"), "addresses cannot be constrained: gRPC would refuse the whole chain"
+
+
+def test_the_keys_of_the_folder_have_a_history(folder: Path) -> None:
+    made = load_facts(folder)
+    renewed = renew_certificate(folder, days=90)
+    rotated = rotate_release_key(folder)
+    lines = read_audit(folder / "audit.jsonl")
+    assert [(line["actor"], line["action"], line["outcome"], line["fingerprint"]) for line in lines] == [
+        ("coordinator", "init-consortium", "ok", made["ca"][0]["sha256"]),
+        ("coordinator", "renew-certificate", "ok", renewed["server"]["sha256"]),
+        ("coordinator", "rotate-release-key", "ok", rotated["release_key"]["key_id"]),
+    ]
+    assert lines[0]["release_key"] == lines[2]["former"] == made["release_key"]["key_id"]
+    assert b"PRIVATE" not in (folder / "audit.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("change", [renew_certificate, rotate_release_key])
+def test_keys_do_not_change_unless_it_can_be_logged(folder: Path, change: Callable[[Path], object]) -> None:
+    (folder / "audit.jsonl").unlink()
+    (folder / "audit.jsonl").mkdir()
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with pytest.raises(OutputError, match="audit"):
+        change(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
 def test_a_missing_or_open_ca_key_stops_renewal(folder: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import server.enrol
+from common.audit import read_audit
 from common.enrolment import enrolment_text, make_enrolment
 from common.errors import CohortiumError, FederationError, OutputError, UsageError, VerifyError
 from common.keys import new_p384, parse_openssh_public
@@ -224,3 +225,78 @@ def test_an_edited_request_changes_nothing(folder: Path, superlink: SuperLink) -
     with pytest.raises(VerifyError, match="was edited"):
         enrol(path, folder, CONTROL)
     assert superlink.nodes == [] and not (folder / "sites.json").exists()
+
+
+# ---------------------------------------------------------------- the audit log
+
+
+def told(folder: Path) -> list[tuple[str, str, str]]:
+    """Action, site and outcome of every line after the making of the folder, in a log whose chain holds."""
+    first, *lines = read_audit(folder / "audit.jsonl")
+    assert first["action"] == "init-consortium"
+    return [(line["action"], line["site"], line["outcome"]) for line in lines]
+
+
+def test_every_change_of_the_register_is_in_the_audit_log(folder: Path, superlink: SuperLink) -> None:
+    one = enrol(request(folder), folder, CONTROL)
+    two = enrol(request(folder, node=new_p384(), minutes=5), folder, CONTROL, replace=True)
+    revoke("north", folder, CONTROL)
+    assert told(folder) == [("enrol", "north", "ok"), ("enrol", "north", "ok"), ("revoke", "north", "ok")]
+    lines = read_audit(folder / "audit.jsonl")[1:]
+    assert [line["fingerprint"] for line in lines] == [one.fingerprint, two.fingerprint, two.fingerprint]
+    assert [line.get("replaces") for line in lines] == ["", one.fingerprint, None]
+
+
+def test_a_refused_request_is_in_the_audit_log_and_nothing_of_it_elsewhere(folder: Path, superlink: SuperLink) -> None:
+    enrol(request(folder), folder, CONTROL)
+    before = (folder / "sites.json").read_bytes()
+    for make, replace_, reason in (
+        (
+            lambda: request(folder, node=new_p384(), minutes=5),
+            False,
+            "north is enrolled already, with another node key",
+        ),
+        (lambda: request(folder, node=new_p384()), True, "not after the enrolled one"),
+        (lambda: request(folder, "south", new_p384(), LEDGER), False, "one of the keys of south is enrolled for north"),
+    ):
+        with pytest.raises(CohortiumError):
+            enrol(make(), folder, CONTROL, replace=replace_)
+        action, site, outcome = told(folder)[-1]
+        assert action == "enrol refused" and site in ("north", "south") and reason in outcome and "\n" not in outcome
+    (folder.parent / "enrolment-north.json").write_text("{}")
+    with pytest.raises(VerifyError):
+        enrol(folder.parent / "enrolment-north.json", folder, CONTROL)
+    assert told(folder)[-1][:2] == ("enrol refused", "") and "not an enrolment request" in told(folder)[-1][2]
+    with pytest.raises(UsageError, match="--superlink"):
+        enrol(request(folder, node=new_p384(), minutes=9), folder, replace=True)
+    assert told(folder)[-1][0] == "enrol refused" and load_registry(folder).sites["north"].active
+    assert (folder / "sites.json").read_bytes() == before and len(told(folder)) == 6
+
+
+def test_what_failed_halfway_is_told_as_begun_and_failed(folder: Path, superlink: SuperLink) -> None:
+    superlink.down = True
+    with pytest.raises(FederationError):
+        enrol(request(folder), folder, CONTROL)
+    superlink.down = False
+    enrol(request(folder), folder, CONTROL)
+    superlink.down = True
+    with pytest.raises(FederationError):
+        revoke("north", folder, CONTROL)
+    assert [(action, outcome == "ok") for action, _, outcome in told(folder)] == [
+        ("enrol", True), ("enrol failed", False), ("enrol", True), ("revoke", True), ("revoke failed", False),
+    ]  # fmt: skip
+    assert "may still accept its key" in told(folder)[-1][2]
+
+
+def test_what_cannot_be_logged_is_not_done(folder: Path, superlink: SuperLink) -> None:
+    enrol(request(folder), folder, CONTROL)
+    before = (folder / "sites.json").read_bytes()
+    (folder / "audit.jsonl").unlink()
+    (folder / "audit.jsonl").mkdir()
+    for command in (
+        lambda: revoke("north", folder, CONTROL),
+        lambda: enrol(request(folder, "south", new_p384(), Ed25519PrivateKey.generate()), folder, CONTROL),
+    ):
+        with pytest.raises(OutputError, match="audit"):
+            command()
+    assert (folder / "sites.json").read_bytes() == before and superlink.states == [("north", "registered")]

@@ -27,9 +27,18 @@ from common.errors import CohortiumError, SiteError, UsageError
 from common.files import write_atomic
 from common.folders import aside, new_folder
 from common.handover import follow_handover
-from common.keys import NODE_KEY, create_key, load_p384, new_p384, openssh_public, private_bytes, replace_private
+from common.keys import (
+    NODE_KEY,
+    create_key,
+    key_id,
+    load_p384,
+    new_p384,
+    openssh_public,
+    private_bytes,
+    replace_private,
+)
 from common.privacy.ledger_keys import load_key, load_or_create_key
-from common.signing import key_id, load_public_key, public_pem
+from common.signing import load_public_key, public_pem
 from common.study import SITE_NAME
 
 TABLES = (".csv", ".parquet")

@@ -52,6 +52,7 @@ def verify(ledger: LedgerOption = None, site: SiteOption = None, as_json: JsonOp
     rolled back and newer apart. A clock that went backwards is a warning.
     """
     from client.ledger_statement import checks_in_words
+    from common.keys import key_id
 
     path = ledger or site
     try:
@@ -64,8 +65,9 @@ def verify(ledger: LedgerOption = None, site: SiteOption = None, as_json: JsonOp
     checked = checks_in_words(found)
     if as_json:
         head = found.head
-        facts = {"site": head.site, "length": head.length, "head": head.head, "key": head.key}
-        seen = [{"key": witness.key, "length": witness.length} for witness in found.witnesses]
+        facts = {"site": head.site, "length": head.length, "head": head.head}
+        facts |= {"key": head.key, "key_id": key_id(head.key)}
+        seen = [{"key": w.key, "key_id": key_id(w.key), "length": w.length} for w in found.witnesses]
         more = {"key_compared": found.key_compared, "checked": checked, "witnesses": seen, "warnings": found.clock}
         write_json({"ledger": str(path), "holds": True} | facts | more)
         return

@@ -1,6 +1,7 @@
 """What a site's ledger says, as plain data, as text and as a page: counts, declared constants and guarantees.
 
-A ledger holds no value of a patient, and neither does anything made of it here.
+A ledger holds no value of a patient, and neither does anything made of it here. It holds keys as their raw bytes;
+people are shown the SHA-256 by which releases, `connection.toml` and enrolment name the same keys.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, get_args
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from common.errors import CohortiumError
+from common.keys import key_id
 from common.privacy.accountant import Adversary, Guarantee, account, account_lines
 from common.privacy.events import Event, event_to_json
 from common.privacy.ledger_entries import Entry, Findings
@@ -43,11 +45,13 @@ def ledger_statement(findings: Findings, studies: Path, default_delta: float) ->
         "length": findings.head.length,
         "head": findings.head.head,
         "key": findings.head.key,
+        "key_id": key_id(findings.head.key),
         "adversaries": dict(ADVERSARIES),
         "studies": described,
         "total": totals,
         "witnesses": [
-            {"key": seen.key, "length": seen.length, "received_at": seen.received_at} for seen in findings.witnesses
+            {"key": seen.key, "key_id": key_id(seen.key), "length": seen.length, "received_at": seen.received_at}
+            for seen in findings.witnesses
         ],
         "warnings": list(findings.clock),
     }
@@ -67,15 +71,15 @@ def checks_in_words(findings: Findings) -> list[str]:
         f"the end: entry {head.length}, {head.head}, is what the site signed last",
     ]
     if findings.key_compared:
-        found.append(f"the key: the site's own key, beside the ledger, is the one that signed ({head.key})")
+        found.append(f"the key: the site's own key, beside the ledger, is the one that signed ({key_id(head.key)})")
     else:
         found.append(
-            f"the key: only the public key in the ledger was at hand ({head.key}); compare it with the site's, since"
-            " anyone can sign a ledger of his own"
+            f"the key: only the public key in the ledger was at hand ({key_id(head.key)}); compare it with the site's,"
+            " since anyone can sign a ledger of his own"
         )
     for seen in findings.witnesses:
         found.append(
-            f"the coordinator with key {seen.key} has countersigned the first {seen.length} entries"
+            f"the coordinator with release key {key_id(seen.key)} has countersigned the first {seen.length} entries"
             f" (received {seen.received_at}); the chain still holds them"
         )
     if not findings.witnesses:
@@ -86,6 +90,7 @@ def checks_in_words(findings: Findings) -> list[str]:
 def render_text(statement: Mapping[str, Any]) -> list[str]:
     """The statement as a steward reads it in a terminal."""
     lines = [f"Ledger of site {statement['site']}: {statement['length']} entries", f"Head: {statement['head']}"]
+    lines.append(f"Key: {statement['key_id']}")
     for study in statement["studies"]:
         lines += ["", f"Study {study['name']} ({study['study'][:16]}…), {study['first']} to {study['last']}"]
         for spent in study["events"]:
@@ -95,7 +100,7 @@ def render_text(statement: Mapping[str, Any]) -> list[str]:
     lines += ["", f"Total of the site over {len(statement['studies'])} studies"]
     lines += _guarantee_lines(statement["total"]) if statement["studies"] else ["  nothing has been spent"]
     for seen in statement["witnesses"]:
-        lines += ["", f"Countersigned by coordinator {seen['key'][:16]}… up to entry {seen['length']}"]
+        lines += ["", f"Countersigned by the coordinator up to entry {seen['length']}, release key {seen['key_id']}"]
     lines += [f"Warning: {warning}" for warning in statement["warnings"]]
     return lines
 

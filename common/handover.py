@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from common.errors import VerifyError
 from common.files import write_atomic
-from common.signing import STATEMENT_TYPE, key_id, open_envelope, public_pem, sign
+from common.keys import key_id
+from common.signing import STATEMENT_TYPE, open_envelope, public_pem, sign
 
 PREDICATE_TYPE = "urn:cohortium:key-handover:v1"
 

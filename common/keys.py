@@ -7,6 +7,7 @@ supernode register` reads the public half as one line of OpenSSH ("ecdsa-sha2-ni
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import tempfile
@@ -17,7 +18,7 @@ from typing import Literal, TypeAlias
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from common.errors import CohortiumError, OutputError, SiteError
 from common.files import sync_directory
@@ -45,6 +46,15 @@ NODE_KEY = KeyUse(
     missing_fix="restore it from its backup, or make a new one with `cohortium-site rotate-node-key`",
     format="OpenSSH",
 )
+
+
+def key_id(key: Ed25519PublicKey | str) -> str:
+    """How people are shown an Ed25519 key, everywhere: SHA-256 (hex) of its 32 raw bytes, given as such or as hex."""
+    if isinstance(key, str):
+        raw = bytes.fromhex(key)
+    else:
+        raw = key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    return hashlib.sha256(raw).hexdigest()
 
 
 def load_ed25519(path: Path, use: KeyUse) -> Ed25519PrivateKey:

@@ -39,6 +39,7 @@ from common.keys import (
     KeyUse,
     create_key,
     create_private,
+    key_id,
     load_ed25519,
     load_p384,
     new_p384,
@@ -46,7 +47,7 @@ from common.keys import (
     read_private_file,
     replace_private,
 )
-from common.signing import key_id, public_pem
+from common.signing import public_pem
 from server.authority import LOCAL, issue, make_ca, permits
 
 FORMAT = 1

@@ -18,11 +18,12 @@ from common.digest import sha256_of_file
 from common.encoding import TableEncoding
 from common.errors import FederationError
 from common.files import write_atomic
+from common.keys import key_id
 from common.privacy.channel_release import channel_event, fit_patients
 from common.privacy.dpsgd import dpsgd_schedule
 from common.privacy.events import BoundedInfluence, Event, GaussianUpdate, UnboundedInfluence
 from common.privacy.statement import epsilon_in_words, largest_epsilon, privacy_statement
-from common.signing import key_id, public_pem, sign, statement_for
+from common.signing import public_pem, sign, statement_for
 from common.study import Protocol, Study
 from server.consortium import audit_of, load_facts, load_release_key
 from server.figures import certificates

@@ -118,14 +118,20 @@ def enrol(
     as_json: AsJson = False,
 ) -> None:
     """Accept a site's public keys and register its node key at the SuperLink."""
+    from common.keys import key_id
     from server.enrol import enrol as accept
 
     entry = accept(request, consortium, _control(superlink, consortium), replace=replace)
     if as_json:
-        write_json(entry.model_dump(mode="json"))
+        write_json(entry.model_dump(mode="json") | {"ledger_key_id": key_id(entry.ledger_key)})
         return
     where = f"registered at {superlink} as node {entry.node_id}" if entry.node_id else "not registered at a SuperLink"
-    results.print(f"enrolled, {where}\nCompare with the site over the telephone: {entry.fingerprint}", soft_wrap=True)
+    results.print(
+        f"enrolled, {where}\n"
+        f"Compare with the site over the telephone: {entry.fingerprint}\n"
+        f"Its ledger's key, as `cohortium-site ledger verify` names it there: {key_id(entry.ledger_key)}",
+        soft_wrap=True,
+    )
 
 
 @app.command()

@@ -18,10 +18,10 @@ from common.audit import read_audit
 from common.enrolment import read_enrolment
 from common.errors import CohortiumError, LedgerError, OutputError, SiteError, VerifyError
 from common.handover import write_handover
-from common.keys import NODE_KEY, create_key, load_p384, new_p384, openssh_public
+from common.keys import NODE_KEY, create_key, key_id, load_p384, new_p384, openssh_public
 from common.privacy.ledger import Ledger
 from common.privacy.ledger_keys import load_key, public_hex
-from common.signing import key_id, load_public_key, public_pem
+from common.signing import load_public_key, public_pem
 
 ADDRESS = "consortium.example.org:443"
 

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 import sqlite3
@@ -15,8 +16,9 @@ from common.errors import ExitCode
 from common.privacy.accountant import account
 from common.privacy.events import BoundedInfluence, ChannelRelease, Event, GaussianUpdate, SampledGaussianSteps
 from common.privacy.ledger import Ledger
-from common.privacy.ledger_keys import public_hex, sign_head
+from common.privacy.ledger_keys import load_key, public_hex, sign_head
 from common.schema import parse_schema
+from common.signing import sign
 from common.study import Protocol, Study
 
 HOSTILE = "<script>alert(1)</script>"
@@ -122,6 +124,25 @@ def test_the_text_holds_the_same_numbers(hospital: Hospital, command: Command) -
     ):
         assert word in out
     assert "relation: replacing the content" in out and "up to entry 6" in out
+
+
+def test_keys_are_named_as_releases_and_enrolments_name_them(hospital: Hospital, command: Command) -> None:
+    keys = {"coordinator": COORDINATOR, "site": load_key(hospital.state / "ledger.key")}
+    raw = {name: key.public_key().public_bytes_raw() for name, key in keys.items()}
+    ids = {name: hashlib.sha256(value).hexdigest() for name, value in raw.items()}
+    export = hospital.folder / "ledger.html"
+    command("export", "--ledger", hospital.ledger, "--out", export)
+    shown = command("show", "--ledger", hospital.ledger)[0]
+    for text in (shown, command("verify", "--ledger", hospital.ledger)[0], export.read_text()):
+        assert ids["coordinator"] in text and ids["site"] in text
+        assert raw["coordinator"].hex() not in text and raw["site"].hex() not in text
+    envelope = sign({"a": 1}, COORDINATOR)
+    assert envelope["signatures"][0]["keyid"] == ids["coordinator"], "what a release says"
+    for name in ("show", "verify"):
+        document = json.loads(command(name, "--ledger", hospital.ledger, "--json")[0])
+        (witness,) = document["witnesses"]
+        assert (witness["key"], witness["key_id"]) == (raw["coordinator"].hex(), ids["coordinator"])
+        assert (document["key"], document["key_id"]) == (raw["site"].hex(), ids["site"])
 
 
 def test_an_infinite_epsilon_is_said_in_words(tmp_path: Path, command: Command) -> None:

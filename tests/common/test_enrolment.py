@@ -11,9 +11,8 @@ from common.digest import canonical_json
 from common.enrolment import enrolment_text, make_enrolment, read_enrolment
 from common.errors import VerifyError
 from common.handover import follow_handover, write_handover
-from common.keys import new_p384, openssh_public, sign_p384
+from common.keys import key_id, new_p384, openssh_public, sign_p384
 from common.privacy.ledger_keys import public_hex, sign_head
-from common.signing import key_id
 
 NODE, LEDGER = new_p384(), Ed25519PrivateKey.generate()
 NOW = datetime(2026, 11, 22, 10, 0, 0, tzinfo=UTC)

@@ -1,3 +1,4 @@
+import hashlib
 import os
 import stat
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from common.keys import (
     KeyUse,
     create_key,
     create_private,
+    key_id,
     load_ed25519,
     load_p384,
     new_p384,
@@ -175,3 +177,11 @@ def test_signatures_of_the_node_key() -> None:
 def test_private_bytes_are_what_openssl_and_openssh_write() -> None:
     assert private_bytes(new_p384()).startswith(b"-----BEGIN PRIVATE KEY-----")
     assert private_bytes(new_p384(), openssh=True).startswith(b"-----BEGIN OPENSSH PRIVATE KEY-----")
+
+
+def test_an_ed25519_key_has_one_name_whichever_way_it_is_held() -> None:
+    public = Ed25519PrivateKey.generate().public_key()
+    der = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    raw = der[-32:]  # RFC 8410: the key ends the structure
+    assert key_id(public) == key_id(raw.hex()) == hashlib.sha256(raw).hexdigest()
+    assert key_id(raw.hex()) != hashlib.sha256(raw.hex().encode()).hexdigest()

@@ -17,8 +17,8 @@ from common.audit import read_audit
 from common.certificates import fingerprint
 from common.errors import CohortiumError, OutputError, UsageError
 from common.handover import follow_handover
-from common.keys import create_key, new_p384
-from common.signing import key_id, load_public_key
+from common.keys import create_key, key_id, new_p384
+from common.signing import load_public_key
 from server.authority import issue, make_ca, permits
 from server.consortium import (
     Given,

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from typer.testing import CliRunner
 
 import server.enrol
 from common.audit import read_audit
@@ -14,6 +16,7 @@ from common.errors import CohortiumError, FederationError, OutputError, UsageErr
 from common.keys import new_p384, parse_openssh_public
 from server.consortium import init_consortium
 from server.enrol import enrol, load_registry, revoke
+from server.enrol_commands import app
 from server.nodes import Control, NodeInfo
 
 NOW = datetime(2026, 11, 22, 10, 0, 0, tzinfo=UTC)
@@ -225,6 +228,15 @@ def test_an_edited_request_changes_nothing(folder: Path, superlink: SuperLink) -
     with pytest.raises(VerifyError, match="was edited"):
         enrol(path, folder, CONTROL)
     assert superlink.nodes == [] and not (folder / "sites.json").exists()
+
+
+def test_the_command_names_the_ledgers_key_as_the_site_does(folder: Path) -> None:
+    named = hashlib.sha256(LEDGER.public_key().public_bytes_raw()).hexdigest()
+    arguments = ["enrol", str(request(folder)), "--consortium", str(folder)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0 and named in done.stdout
+    shown = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
+    assert shown["ledger_key_id"] == named == hashlib.sha256(bytes.fromhex(shown["ledger_key"])).hexdigest()
 
 
 # ---------------------------------------------------------------- the audit log

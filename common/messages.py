@@ -183,36 +183,43 @@ class JoinReply:
         return reply
 
 
-@dataclass(frozen=True)
-class TrainRequest:
-    """One round: the certified global decoder, and the weight with which the site's update will enter the mean.
+@dataclass(frozen=True, kw_only=True)
+class Countersigned:
+    """What every request for a result carries as well: the end of the site's ledger as the coordinator last saw it.
 
-    `witness_length` and `witness_head` are the end of the site's ledger as the coordinator last saw it, with his
-    signature and key; empty if he keeps none.
+    With his signature and key; empty if he keeps none.
     """
 
-    study: str
-    round: int
-    weight: float
-    decoder: Mapping[str, Tensor]
     witness_length: int = 0
     witness_head: str = ""
     witness_signature: str = ""
     witness_key: str = ""
 
+    def _record(self, decoder: Mapping[str, Tensor], **fields: Any) -> RecordDict:
+        header = {"version": PROTOCOL_VERSION, **fields} | {name: getattr(self, name) for name in WITNESS_FIELDS}
+        return RecordDict({HEADER: ConfigRecord(header), ARRAYS: arrays_to_record(decoder)})
+
+
+@dataclass(frozen=True)
+class TrainRequest(Countersigned):
+    """One round: the certified global decoder, and the weight with which the site's update will enter the mean."""
+
+    study: str
+    round: int
+    weight: float
+    decoder: Mapping[str, Tensor]
+
     def to_record(self) -> RecordDict:
         """As Flower records."""
-        header = {"version": PROTOCOL_VERSION, "study": self.study, "round": self.round, "weight": self.weight}
-        header |= {name: getattr(self, name) for name in WITNESS_FIELDS}
-        return RecordDict({HEADER: ConfigRecord(header), ARRAYS: arrays_to_record(self.decoder)})
+        return self._record(self.decoder, study=self.study, round=self.round, weight=self.weight)
 
     @classmethod
     def from_record(cls, record: RecordDict, expected: Mapping[str, tuple[int, ...]]) -> TrainRequest:
         """Read and check against the shapes the study implies; `MessageError` if malformed."""
         header = read_train_header(record)
         decoder = arrays_from_record(record.config_records.get(ARRAYS), expected)
-        witness = {name: header[name] for name in WITNESS_FIELDS}
-        return cls(str(header["study"]), int(header["round"]), float(header["weight"]), decoder, **witness)
+        study, number, weight = str(header["study"]), int(header["round"]), float(header["weight"])
+        return cls(study, number, weight, decoder, **_witness(header))
 
 
 @dataclass(frozen=True)
@@ -253,41 +260,30 @@ class TrainReply:
 
 def read_train_header(record: RecordDict) -> dict[str, Any]:
     """Study, round, weight and countersignature of a training request, checked without touching its arrays."""
-    header = read_header(record, {"version": int, "study": str, "round": int, "weight": float} | WITNESS_FIELDS)
-    _check_witness_fields(header)
+    header = _read_request(record, {"round": int, "weight": float})
     if int(header["round"]) < 1 or not 0.0 < float(header["weight"]) <= 1.0:
         raise MessageError("the round must be at least 1 and the weight in (0, 1]")
     return header
 
 
 @dataclass(frozen=True)
-class ReleaseRequest:
-    """After the last round: the final global decoder, and how many rows the site shall draw through its channel.
-
-    The countersignature as in `TrainRequest`.
-    """
+class ReleaseRequest(Countersigned):
+    """After the last round: the final global decoder, and how many rows the site shall draw through its channel."""
 
     study: str
     rows: int
     decoder: Mapping[str, Tensor]
-    witness_length: int = 0
-    witness_head: str = ""
-    witness_signature: str = ""
-    witness_key: str = ""
 
     def to_record(self) -> RecordDict:
         """As Flower records."""
-        header = {"version": PROTOCOL_VERSION, "study": self.study, "rows": self.rows}
-        header |= {name: getattr(self, name) for name in WITNESS_FIELDS}
-        return RecordDict({HEADER: ConfigRecord(header), ARRAYS: arrays_to_record(self.decoder)})
+        return self._record(self.decoder, study=self.study, rows=self.rows)
 
     @classmethod
     def from_record(cls, record: RecordDict, expected: Mapping[str, tuple[int, ...]]) -> ReleaseRequest:
         """Read and check against the shapes the study implies; `MessageError` if malformed."""
         header = read_release_header(record)
         decoder = arrays_from_record(record.config_records.get(ARRAYS), expected)
-        witness = {name: header[name] for name in WITNESS_FIELDS}
-        return cls(str(header["study"]), int(header["rows"]), decoder, **witness)
+        return cls(str(header["study"]), int(header["rows"]), decoder, **_witness(header))
 
 
 @dataclass(frozen=True)
@@ -326,8 +322,7 @@ class ReleaseReply:
 
 def read_release_header(record: RecordDict) -> dict[str, Any]:
     """Study, rows and countersignature of a release request, checked without touching its arrays."""
-    header = read_header(record, {"version": int, "study": str, "rows": int} | WITNESS_FIELDS)
-    _check_witness_fields(header)
+    header = _read_request(record, {"rows": int})
     if int(header["rows"]) < 1:
         raise MessageError("the number of rows must be at least 1")
     return header
@@ -361,10 +356,17 @@ def _check_ledger_fields(header: Mapping[str, Any], status: Status) -> None:
         raise MessageError("a reply without result carries the head of a ledger")
 
 
-def _check_witness_fields(header: Mapping[str, Any]) -> None:
+def _read_request(record: RecordDict, kinds: Mapping[str, type]) -> dict[str, Any]:
+    """The header of a request for a result: version, study, its own fields, and a countersignature or none."""
+    header = read_header(record, {"version": int, "study": str, **kinds} | WITNESS_FIELDS)
     signed = [header[name] for name in WITNESS_FIELDS]
     if signed != [0, "", "", ""] and not is_signed_head(*signed):
         raise MessageError("the countersignature of the ledger's head is malformed")
+    return header
+
+
+def _witness(header: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: header[name] for name in WITNESS_FIELDS}
 
 
 def _status(header: Mapping[str, Any]) -> Status:

@@ -60,9 +60,8 @@ def gather_rows(
     messages, lapsed = [], roll.lapsed(enrolments)
     for member in asked:
         if member.site not in lapsed:
-            seen = witness.countersigned(member.site)
-            signed = (seen.length, seen.head, seen.signature, seen.key)
-            request = ReleaseRequest(protocol.digest, wanted[member.site], arrays, *signed)
+            seen = witness.request_fields(member.site)
+            request = ReleaseRequest(protocol.digest, wanted[member.site], arrays, **seen)
             messages.append(Message(content=request.to_record(), message_type=RELEASE, dst_node_id=member.node_id))
     minimum = min(protocol.study.training.min_sites, len(wanted))
     _require_enough(len(messages), minimum, "sites may be asked", lapsed)  # before anybody spends

@@ -127,9 +127,8 @@ class LipschitzFedAvg(Strategy):
         for member in self.members:
             if member.site in lapsed:
                 continue
-            weight, seen = self.weights[member.site], self.witness.countersigned(member.site)
-            signed = (seen.length, seen.head, seen.signature, seen.key)
-            request = TrainRequest(self.protocol.digest, number, weight, decoder, *signed)
+            weight, seen = self.weights[member.site], self.witness.request_fields(member.site)
+            request = TrainRequest(self.protocol.digest, number, weight, decoder, **seen)
             yield Message(content=request.to_record(), message_type=TRAIN, dst_node_id=member.node_id)
 
     def aggregate_train(

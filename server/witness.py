@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.errors import FederationError
 from common.files import write_atomic
+from common.messages import WITNESS_FIELDS
 from common.privacy.ledger_keys import SignedHead, public_hex, sign_head
 from common.records import MessageError
 
@@ -86,6 +87,11 @@ class Witness:
         seen = self._seen[site]
         signature = sign_head("countersignature", self._key, site, seen.length, seen.head)
         return SignedHead(site, seen.length, seen.head, signature, public_hex(self._key))
+
+    def request_fields(self, site: str) -> dict[str, Any]:
+        """The same as the fields of a request to this site."""
+        seen = self.countersigned(site)
+        return dict(zip(WITNESS_FIELDS, (seen.length, seen.head, seen.signature, seen.key), strict=True))
 
     def save(self) -> None:
         """Write the file if anything is new; `OutputError` if that fails."""

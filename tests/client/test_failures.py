@@ -137,8 +137,17 @@ def test_every_update_comes_with_the_signed_head_of_its_spend(hospital: Hospital
 
 def witnessed(number: int, length: int, head: str) -> RecordDict:
     signature = sign_head("countersignature", COORDINATOR, "anna", length, head)
-    signed = (length, head, signature, public_hex(COORDINATOR))
-    return TrainRequest(PROTOCOL.digest, number, 0.25, decoder_of(PROTOCOL), *signed).to_record()
+    request = TrainRequest(
+        PROTOCOL.digest,
+        number,
+        0.25,
+        decoder_of(PROTOCOL),
+        witness_length=length,
+        witness_head=head,
+        witness_signature=signature,
+        witness_key=public_hex(COORDINATOR),
+    )
+    return request.to_record()
 
 
 def test_the_coordinators_countersignature_is_kept(hospital: Hospital) -> None:

@@ -2,12 +2,10 @@ import json
 import stat
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.connection import check_address, load_connection
@@ -22,25 +20,14 @@ from common.keys import NODE_KEY, create_key, key_id, load_p384, new_p384, opens
 from common.privacy.ledger import Ledger
 from common.privacy.ledger_keys import load_key, public_hex
 from common.signing import load_public_key, public_pem
+from tests.tls import certificate
 
 ADDRESS = "consortium.example.org:443"
 
 
 def authority(path: Path, *, ca: bool = True, days: int = 9, age: int = 0, name: str = "ca.pem") -> Path:
-    key, then = new_p384(), datetime.now(UTC) - timedelta(days=age)
-    subject = x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, "Some CA")])
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(then)
-        .not_valid_after(then + timedelta(days=days))
-        .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    (path / name).write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    made = certificate(new_p384(), "Some CA", ca=ca, days=days, age=age)
+    (path / name).write_bytes(made.public_bytes(serialization.Encoding.PEM))
     return path / name
 
 

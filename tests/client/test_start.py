@@ -6,12 +6,13 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from pathlib import Path
@@ -31,6 +32,7 @@ from client.supernode import Contact, after, patch, read_contact
 from common.errors import FederationError, SiteError, UsageError
 from server.consortium import init_consortium
 from tests.client.hospital import table
+from tests.tls import serving
 
 SOURCE = Path("connection.toml")
 
@@ -42,34 +44,15 @@ def consortium(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@contextmanager
-def web_server(chain: Path, key: Path, seconds: float = 0.0) -> Iterator[int]:
-    """A TLS server that answers 404 with a Date of so many seconds from now; yields its port."""
-    import ssl
+def web_server(chain: Path, key: Path, seconds: float = 0.0) -> AbstractContextManager[int]:
+    """A TLS server that answers 404 with a Date of so many seconds from now; gives its port."""
 
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(chain, key)
-    with socket.create_server(("", 0)) as listener:
+    def answer(secure: ssl.SSLSocket) -> None:
+        secure.recv(4096)
+        date = format_datetime(datetime.fromtimestamp(time.time() + seconds, UTC), usegmt=True)
+        secure.sendall(f"HTTP/1.1 404 Not Found\r\ndate: {date}\r\n\r\n".encode())
 
-        def serve() -> None:
-            while True:
-                try:
-                    plain, _ = listener.accept()
-                except OSError:
-                    return
-                try:
-                    with context.wrap_socket(plain, server_side=True) as secure:
-                        secure.recv(4096)
-                        date = format_datetime(datetime.fromtimestamp(time.time() + seconds, UTC), usegmt=True)
-                        secure.sendall(f"HTTP/1.1 404 Not Found\r\ndate: {date}\r\n\r\n".encode())
-                except OSError:
-                    continue
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield listener.getsockname()[1]
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join(10)
+    return serving(chain, key, answer, host="")
 
 
 def connection(consortium: Path, port: int, host: str = "localhost", ca: Path | None = None) -> ConnectionSection:

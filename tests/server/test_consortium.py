@@ -28,7 +28,7 @@ from server.consortium import (
     renew_certificate,
     rotate_release_key,
 )
-from tests.server.tls import greet, serving, signed
+from tests.tls import certificate, greet, serving
 
 NAME = "consortium.example.org"
 FOREIGN = ("unable to get local issuer certificate", "certificate signature failure")
@@ -270,8 +270,8 @@ def test_what_is_wrong_with_it_is_told_apart(
 
 def test_intermediate_certificates_come_with_the_servers(tmp_path: Path) -> None:
     root_key, middle_key, key = new_p384(), new_p384(), new_p384()
-    root = signed(root_key, root_key, "Root", "Root")
-    middle = signed(middle_key, root_key, "Middle", "Root")
+    root = certificate(root_key, "Root")
+    middle = certificate(middle_key, "Middle", by=root_key, issuer="Root")
     leaf = issue(middle, middle_key, key.public_key(), [NAME], 30)
     create_key(tmp_path / "s.key", key)
     ca = write_pem(tmp_path / "root.pem", root)

@@ -9,6 +9,14 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import RecordDict
+from flwr.common.constant import NOOP_FLWR_AID
+from flwr.proto.runtime_pb2 import GetNodesRequest
+from flwr.proto.task_pb2 import Task
+from flwr.server.superlink.linkstate import LinkStateFactory
+from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.superlink.federation import NoOpFederationManager
+from flwr.superlink.servicer.runtime.runtime_handlers import get_nodes
 
 from common.errors import FederationError, OutputError
 from common.keys import new_p384
@@ -249,3 +257,37 @@ def test_with_too_few_enrolled_members_nobody_is_asked_to_spend(enrolled: tuple[
         match=r"round 1: 1 members that may be asked, min_sites is 2 \(anna: was revoked; clara: was revoked\)",
     ):
         federation.requests(1)
+
+
+# ---------------------------------------------------------------- Flower
+
+
+class SuperLink:
+    """The state of a SuperLink of flwr, and the list of nodes that its Runtime API gives a ServerApp."""
+
+    def __init__(self, database: Path) -> None:
+        store = ObjectStoreFactory(str(database))
+        self.state = LinkStateFactory(str(database), NoOpFederationManager(), store).state()
+        run = self.state.create_run(None, None, None, {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, TaskType.SERVER_APP)
+        self.task = Task(run_id=run)
+
+    def register(self, hospital: Hospital) -> int:
+        node: int = self.state.create_node(NOOP_FLWR_AID, "", hospital.info.public_key, 0, name=hospital.name)
+        self.state.activate_node(node, 60.0)
+        return node
+
+    def get_nodes(self) -> Any:
+        return get_nodes(GetNodesRequest(), self.state, self.task).nodes
+
+
+def test_the_superlink_itself_says_which_node_has_which_key(trial: Trial, tmp_path: Path) -> None:
+    link, roll = SuperLink(tmp_path / "superlink.db"), Roll(trial.consortium.folder)
+    grid: Any = link
+    nodes = {name: link.register(hospital) for name, hospital in trial.hospitals.items()}
+    stranger = link.register(Hospital("dora", 0))
+    keys = roll.nodes(grid)
+    assert {roll.name(keys[node]) for node in nodes.values()} == set(NODES) and set(nodes.values()) < set(keys)
+    assert all(roll.refusal(name, keys[node]) is None for name, node in nodes.items())
+    assert roll.strangers(keys) == {stranger: ""}
+    link.state.delete_node(NOOP_FLWR_AID, nodes["clara"])
+    assert set(roll.nodes(grid)) == {nodes["anna"], nodes["berta"], stranger}

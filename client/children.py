@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-LogFormat = Literal["plain", "json"]
+LogFormat = Literal["text", "json"]
 LONGEST_PAUSE = 60.0
 STEADY = 120.0  # seconds of running after which the next pause is short again
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -24,7 +24,7 @@ _FLOWER = re.compile(r"^(INFO|WARNING|ERROR|DEBUG)\s*:\s*")
 
 
 class Log:
-    """Lines on standard error: plain for people, JSON for collectors."""
+    """Lines on standard error: text for people, JSON for collectors."""
 
     def __init__(self, form: LogFormat) -> None:
         self._form = form

@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from client.bundles import printable
-from client.health import probe
 from client.review import Review, render_list
 from client.site import SiteConfig
-from client.start import Run
+from client.start import SERVICES, Run
 from client.supernode import read_contact
 from common.errors import SiteError
+from common.health import probe
 
 
 def site_status(config: SiteConfig) -> dict[str, Any]:
     """As data; nothing in it is a patient's."""
     run, review = Run(config.site.state), Review(config)
     running, facts = run.running, run.read_facts()
-    well = probe(str(facts["health"])) if running and "health" in facts else None
+    well = probe(str(facts["health"]), SERVICES) if running and "health" in facts else None
     last = read_contact(run.contact).get("time")
     return {
         "site": config.site.name,

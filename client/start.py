@@ -25,17 +25,18 @@ from typing import IO, Any
 
 from client.children import Child, Log, LogFormat
 from client.connection import ConnectionSection, load_connection
-from client.health import HealthServer
 from client.preflight import UnreachableError, check_files, check_superlink
 from client.site import SiteConfig, load_site
 from client.supernode import read_contact
 from client.worker import KEPT_OUT, TIME_LIMIT
 from common.errors import CohortiumError, ExitCode, FederationError, OutputError, SiteError
 from common.files import write_atomic
+from common.health import HealthServer
 from common.keys import create_private
 from common.privacy.ledger_keys import load_key
 
 LOOPBACK = "127.0.0.1"
+SERVICES = ("supernode", "executor", "worker", "superlink")  # of the health protocol
 TICK = 0.25
 CONTACT_LASTS = 75.0  # seconds without an answer of the SuperLink until it counts as not reached
 SILENT_FOR = 150.0  # then the SuperNode is started anew: Flower's may outlive its own connection and never notice
@@ -49,7 +50,7 @@ class Options:
 
     site: Path
     connection: Path
-    log_format: LogFormat = "plain"
+    log_format: LogFormat = "text"
     health: str = f"{LOOPBACK}:0"
     time_limit: float = TIME_LIMIT
     give_up: float | None = None
@@ -177,7 +178,7 @@ class Supervisor:
         return time.time() - max(last, self.supernode.since)
 
     def well(self) -> dict[str, bool]:
-        """Each service of the health protocol."""
+        """Each service of the health protocol; "superlink" is well if it has answered lately."""
         return {
             "supernode": self.supernode.running,
             "executor": self.executor.running and self._executor_reached,
@@ -257,7 +258,7 @@ def start(options: Options) -> None:
     with run.held():
         run.new_secret()
         supervisor = Supervisor(options, config, connection, run, log)
-        health = HealthServer(options.health)
+        health = HealthServer(options.health, SERVICES)
         facts = {
             "pid": os.getpid(),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -27,7 +27,7 @@ SITE = Path("site.toml")
 def start(
     site: SiteOption = SITE,
     connection: Annotated[Path | None, typer.Option(help="connection.toml; default: beside site.toml.")] = None,
-    log_format: Annotated[Literal["plain", "json"], typer.Option(help="Lines on standard error.")] = "plain",
+    log_format: Annotated[Literal["text", "json"], typer.Option(help="Form of the log lines.")] = "text",
     health: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Where gRPC health probes are answered; port 0: a free one.")
     ] = "127.0.0.1:0",

@@ -23,13 +23,12 @@ from flwr.supernode import start_client_internal as _internal  # noqa: F401
 
 from client.children import Child, Log
 from client.connection import ConnectionSection
-from client.health import SERVICES, HealthServer, probe
 from client.init_site import init_site
 from client.preflight import UnreachableError, check_files, check_superlink, split_address
 from client.site import load_site
 from client.start import SILENT_FOR, Options, Run, Supervisor
 from client.supernode import Contact, after, patch, read_contact
-from common.errors import FederationError, SiteError, UsageError
+from common.errors import FederationError, SiteError
 from server.consortium import init_consortium
 from tests.client.hospital import table
 from tests.tls import serving
@@ -124,7 +123,7 @@ class Started:
         self.run = Run(config.site.state)
         self.run.folder.mkdir()
         self.logged: list[str] = []
-        log = Log("plain")
+        log = Log("text")
         options = Options(self.folder / "site.toml", self.folder / "connection.toml", give_up=give_up)
         self.supervisor = Supervisor(options, config, self.connection, self.run, log)
 
@@ -317,19 +316,6 @@ def test_a_child_ends_with_its_parent() -> None:
             return
         time.sleep(0.1)
     raise AssertionError("the child lives on")
-
-
-def test_health_over_grpc() -> None:
-    server = HealthServer("127.0.0.1:0")
-    try:
-        assert probe(server.address) == dict.fromkeys(SERVICES, False)
-        server.update(dict.fromkeys(SERVICES, True))
-        assert probe(server.address) == dict.fromkeys(SERVICES, True)
-        with pytest.raises(UsageError, match="cannot listen"):
-            HealthServer("192.0.2.1:1")
-    finally:
-        server.stop()
-    assert probe(server.address, 0.5) is None
 
 
 def test_the_contact_file(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from common.privacy.events import (
     SampledGaussianSteps,
     UnboundedInfluence,
 )
+from common.privacy.influence import influence
 from common.privacy.statement_schema import INFINITE, SCHEMA_VERSION
-from common.privacy.update import influence
 from common.study import Protocol, Study
 
 ADVERSARIES: Mapping[Adversary, str] = {

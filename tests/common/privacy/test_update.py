@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from common.model.lipschitz import LipschitzMLP, project_spectral
-from common.privacy.update import NORM_TOLERANCE, influence, output_influence, project_update, update_norm
+from common.privacy.influence import influence, output_influence
+from common.privacy.update import NORM_TOLERANCE, project_update, update_norm
 
 SHAPES = {"0.weight": (6, 4), "0.bias": (6,), "base": (3,), "none": (0,)}
 SEEDS = st.integers(0, 2**32 - 1)

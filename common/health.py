@@ -1,4 +1,4 @@
-"""Health over the gRPC health protocol (package grpcio-health-checking, which Flower brings along), for site and server.
+"""Health over the gRPC health protocol (package grpcio-health-checking, which Flower brings along), of either side.
 
 The service "" is SERVING if all are; the others say it one by one. Nothing secret is served, so it is plain; it listens
 on loopback unless `--health` says else.

@@ -32,12 +32,15 @@ def start(
     reply_mib: Annotated[
         int, typer.Option(min=1, max=4096, help="Most MiB that one reply of a site may have; larger ones are cut off.")
     ] = 64,
+    health: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where gRPC health probes are answered; port 0: a free one.")
+    ] = "127.0.0.1:0",
     log_format: Annotated[Literal["text", "json"], typer.Option(help="Form of the log lines.")] = "text",
 ) -> None:
     """Run the SuperLink and the coordinator's executor in the foreground, for systemd or a container."""
     from server.supervisor import start_superlink
 
-    start_superlink(consortium, public, private, json_logs=log_format == "json", reply_mib=reply_mib)
+    start_superlink(consortium, public, private, health=health, json_logs=log_format == "json", reply_mib=reply_mib)
 
 
 @app.command("launch")
@@ -79,15 +82,34 @@ def stop(out: Out, consortium: Consortium) -> None:
 
 
 @app.command()
-def status(consortium: Consortium, as_json: AsJson = False) -> None:
-    """SuperLink, sites, study and round; exit code 8 while the SuperLink is down."""
-    from server.status import coordinator_status, status_code, status_table
+def status(
+    consortium: Consortium,
+    spend: Annotated[
+        bool, typer.Option("--spend", help="State ε of the last study even where the accounting takes seconds.")
+    ] = False,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Ask the health services only: 0 if all are well, else exit code 8.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """SuperLink, sites, study, rounds and spend; exit code 8 while the SuperLink is down."""
+    from server.status import ask_health, coordinator_status, health_code, status_code
 
-    found = coordinator_status(consortium)
+    if probe:
+        services = ask_health(consortium)
+        if as_json:
+            write_json(services)
+        else:
+            said = [f"{name}: {'well' if well else 'not well'}" for name, well in (services or {}).items()]
+            results.print("\n".join(said or ["nobody answers health probes"]))
+        raise typer.Exit(int(health_code(services)))
+    found = coordinator_status(consortium, spend=spend)
     if as_json:
         write_json(found)
     else:
-        results.print(status_table(found))
+        from server.status_view import status_view
+
+        results.print(status_view(found))
     if status_code(found):
         raise typer.Exit(int(status_code(found)))
 

@@ -15,53 +15,20 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from common.digest import sha256_of_file
-from common.encoding import TableEncoding
 from common.errors import FederationError
 from common.files import write_atomic
 from common.keys import key_id
-from common.privacy.channel_release import channel_event, fit_patients
-from common.privacy.dpsgd import dpsgd_schedule
-from common.privacy.events import BoundedInfluence, Event, GaussianUpdate, UnboundedInfluence
 from common.privacy.statement import epsilon_in_words, largest_epsilon, privacy_statement
 from common.signing import public_pem, sign, statement_for
-from common.study import Protocol, Study
+from common.study import Protocol
 from server.consortium import audit_of, load_facts, load_release_key
 from server.figures import certificates
 from server.launch import Launch, complete_lines
 from server.release import RELEASE_KEY, write_statement
 from server.report import MODES
-from server.rows import share_rows
 from server.run import RunFiles
-from server.strategy import Member
+from server.spending import planned_events
 from server.witness import Seen, Witness
-
-
-def round_event(study: Study, number: int, weight: float, patients: int) -> Event:
-    """What round `number` costs a site with n = `patients`, as its trainer records it; declared constants alone."""
-    training, noise = study.training, study.privacy.update_noise
-    if training.mode == "dpsgd":
-        return dpsgd_schedule(study, fit_patients(study, patients)).event(number)
-    if training.mode == "none":
-        return UnboundedInfluence(round=number, weight=weight)
-    if noise > 0:
-        return GaussianUpdate(number, training.update_norm, noise, weight)
-    return BoundedInfluence(number, training.update_norm, weight)
-
-
-def planned_events(protocol: Protocol, patients: Mapping[str, int], rounds: int) -> dict[str, list[Event]]:
-    """The spends of every site over the `rounds` rounds it was asked for, and over the rows it was asked for."""
-    study, total = protocol.study, sum(patients.values())
-    events: dict[str, list[Event]] = {
-        site: [round_event(study, number, count / total, count) for number in range(1, rounds + 1)]
-        for site, count in patients.items()
-    }
-    if study.release.method == "channel":
-        diameter = TableEncoding(protocol.schema).diameter
-        members = [Member(0, site, count) for site, count in sorted(patients.items())]
-        for site, rows in share_rows(study.release.rows, members).items():
-            if rows > 0:
-                events[site].append(channel_event(study, diameter, patients[site], rows))
-    return events
 
 
 def check_ledgers(rounds: list[dict[str, Any]], heads: Mapping[str, Seen]) -> None:

@@ -84,6 +84,7 @@ class Executor:
                 log.warning("the SuperLink cannot be asked for work (%s)", type(error).__name__)
                 time.sleep(1.0)
                 continue
+            self._heard()
             if answer.HasField("task") and answer.token:
                 self._serve(answer.token)
             else:
@@ -141,8 +142,14 @@ class Executor:
         while not ended.wait(HEARTBEAT_SECONDS):
             try:
                 grid._runtime_client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+                self._heard()
             except Exception as error:  # the next one may get through; the run's own requests say if it is over
                 log.warning("heartbeat: %s", type(error).__name__)
+
+    def _heard(self) -> None:
+        """The SuperLink has answered; `start-superlink` takes the time of this file for its health probe."""
+        with contextlib.suppress(OSError):
+            self.state.answered.touch(0o600)
 
     def _report(self, grid: QuickGrid, context: Context | None, status: str, details: str) -> None:
         if context is not None:

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from common.errors import FederationError, UsageError
@@ -38,13 +39,21 @@ class Control:
 
 @dataclass(frozen=True)
 class NodeInfo:
-    """A SuperNode as the SuperLink knows it; `status` is registered, online, offline or unregistered."""
+    """A SuperNode as the SuperLink knows it; `status` is registered, online, offline or unregistered.
+
+    Times are ISO 8601, empty if there is none: `activated_at`, when it last came online; `last_heartbeat`, when it last
+    said that it is alive, while it is online; `deactivated_at`, when it signed off, or, if it fell silent, `patience`
+    seconds after its last heartbeat: the SuperLink does not note which of the two it was.
+    """
 
     node_id: str
     status: str
     node_key: str
     name: str
-    last_seen: str
+    activated_at: str
+    last_heartbeat: str = ""
+    deactivated_at: str = ""
+    patience: float = 0.0
 
 
 def register_node(public_key: Path, control: Control, name: str) -> str:
@@ -67,6 +76,7 @@ def unregister_node(node_id: str, control: Control) -> None:
 def list_nodes(control: Control) -> list[NodeInfo]:
     """Every node the SuperLink knows, unregistered ones included; `FederationError` if it cannot be asked."""
     import httpx
+    from flwr.common.constant import HEARTBEAT_PATIENCE
     from flwr.proto.control_pb2 import ListNodesRequest
     from flwr.supercore.control import ControlHttpClient
     from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
@@ -85,10 +95,20 @@ def list_nodes(control: Control) -> list[NodeInfo]:
         ) from None
     finally:
         client.close()
-    return [
-        NodeInfo(str(node.node_id), node.status, openssh_line(node.public_key), node.name, node.last_activated_at)
-        for node in nodes
-    ]
+    found = []
+    for node in nodes:
+        patience = HEARTBEAT_PATIENCE * node.heartbeat_interval
+        # Flower keeps until when it waits for the next heartbeat: its patience after the last one.
+        beat = datetime.fromtimestamp(node.online_until - patience, UTC) if node.status == "online" else None
+        found.append(
+            NodeInfo(
+                *(str(node.node_id), node.status, openssh_line(node.public_key), node.name, node.last_activated_at),
+                last_heartbeat=beat.isoformat() if beat else "",
+                deactivated_at=node.last_deactivated_at if node.status == "offline" else "",
+                patience=patience,
+            )
+        )
+    return found
 
 
 def openssh_line(pem: bytes) -> str:

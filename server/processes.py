@@ -68,6 +68,11 @@ class StateFolder:
         return self.path / "serving.json"
 
     @property
+    def answered(self) -> Path:
+        """Touched by the executor whenever the SuperLink has answered it."""
+        return self.path / "executor.answered"
+
+    @property
     def lock(self) -> Path:
         """Held by the process that runs the SuperLink."""
         return self.path / "superlink.lock"
@@ -86,9 +91,9 @@ class StateFolder:
             create_private(self.secret, secrets.token_hex(32).encode())
         read_private_file(self.secret, SECRET)
 
-    def write_addresses(self, public: str, private: str) -> None:
-        """Note where the SuperLink listens, for `launch` and `status`."""
-        document = {"public": public, "private": private, "pid": os.getpid(), "started": _now()}
+    def write_addresses(self, public: str, private: str, health: str) -> None:
+        """Note where the SuperLink and the health probe listen, for `launch` and `status`."""
+        document = {"public": public, "private": private, "health": health, "pid": os.getpid(), "started": _now()}
         write_atomic(self.addresses, json.dumps(document, indent=1))
 
     def read_addresses(self) -> dict[str, Any]:

@@ -1,26 +1,31 @@
-"""`cohortium status`: whether the SuperLink is up, which sites are online, and how far the study has come."""
+"""`cohortium status`: whether the SuperLink is up, how every site stands, and how far the last study has come."""
 
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table as RichTable
-
 from common.errors import CohortiumError, ExitCode, FederationError
 from server.consortium import load_facts
-from server.enrol import load_registry
-from server.launch import complete_lines, read_waiting
-from server.nodes import Control, list_nodes
+from server.enrol import SiteEntry, load_registry
+from server.nodes import Control, NodeInfo, list_nodes
 from server.processes import StateFolder
 from server.run import RunFiles, RunSettings
 from server.runs import Runs
-from server.supervisor import healthy
+from server.standing import Standing
+from server.supervisor import SERVICES, healthy
+
+HEARTBEAT = "the last heartbeat that the SuperLink took"
+SILENT = "it signed off at this time, or was last heard {patience:g} s before it"
 
 
-def coordinator_status(consortium: Path) -> dict[str, Any]:
-    """Everything as plain data; a SuperLink that is down is part of the answer."""
+def coordinator_status(consortium: Path, *, spend: bool = False) -> dict[str, Any]:
+    """Everything as plain data; a SuperLink that is down is part of the answer.
+
+    `spend` accounts for the last study even where that takes seconds.
+    """
     consortium = consortium.resolve()
     facts, registry, state = load_facts(consortium), load_registry(consortium), StateFolder(consortium)
     ca = consortium / "ca.pem"
@@ -29,47 +34,92 @@ def coordinator_status(consortium: Path) -> dict[str, Any]:
         up = healthy(addresses["private"], ca)
     except FederationError:
         addresses, up = {}, False
-    nodes = {node.node_id: node for node in list_nodes(Control(addresses["private"], ca))} if up else {}
-    by_key = {node.node_key: node for node in nodes.values()}
+    listed = list_nodes(Control(addresses["private"], ca)) if up else []
+    by_id, by_key = {node.node_id: node for node in listed}, {node.node_key: node for node in listed}
+    study, standing = _study(state, Runs(addresses["private"], ca) if up else None, spend)
     sites: dict[str, dict[str, Any]] = {}
+    known: set[str] = set()
     for name, entry in sorted(registry.sites.items()):
-        node = nodes.get(entry.node_id or "") or by_key.get(entry.node_key)
-        sites[name] = {
-            "enrolled": entry.active,
-            "registered": node is not None and node.status != "unregistered",
-            "status": "revoked"
-            if not entry.active
-            else node.status
-            if node
-            else "unknown"
-            if not up
-            else "not registered",
-            "connected_since": node.last_seen if node and node.status == "online" else "",
-        }
+        node = by_id.get(entry.node_id or "") or by_key.get(entry.node_key)
+        sites[name] = _connection(entry, node, up) | {"participation": None, "training": None, "spent": None}
+        if standing is not None:
+            number = node.node_id if node else entry.node_id
+            labels = [name, *([f"node {number}"] if number else [])]
+            known.update(labels)
+            sites[name] |= {
+                "participation": standing.participation(labels),
+                "training": standing.training(name),
+                "spent": standing.spent(name),
+            }
+    if study is not None:
+        study["unknown_nodes"] = {label: why for label, why in study["waiting"].items() if label not in known}
     return {
         "consortium": facts["name"],
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "superlink": {"up": up, **{key: addresses[key] for key in ("public", "private") if key in addresses}},
+        "health": {"address": addresses.get("health"), "services": ask_health(consortium)},
         "certificate_expires": facts["server"]["not_after"],
         "sites": sites,
-        "study": _study(state, Runs(addresses["private"], ca) if up else None),
+        "study": study,
     }
 
 
-def _study(state: StateFolder, runs: Runs | None) -> dict[str, Any] | None:
-    """The last launch: its run, its rounds, and whom it waits for."""
+def ask_health(consortium: Path) -> dict[str, bool] | None:
+    """The services of a running `start-superlink`, each well or not; None if nobody answers."""
+    from common.health import probe
+
+    try:
+        address = StateFolder(consortium.resolve()).read_addresses().get("health")
+    except FederationError:
+        return None
+    return probe(address, SERVICES) if address else None
+
+
+def health_code(services: dict[str, bool] | None) -> ExitCode:
+    """Of `cohortium status --probe`: 0 if every service is well."""
+    return ExitCode.OK if services and all(services.values()) else ExitCode.FEDERATION
+
+
+def status_code(status: dict[str, Any]) -> ExitCode:
+    """A probe for scripts: FEDERATION while the SuperLink is down."""
+    return ExitCode.OK if status["superlink"]["up"] else ExitCode.FEDERATION
+
+
+def _connection(entry: SiteEntry, node: NodeInfo | None, up: bool) -> dict[str, Any]:
+    """What the SuperLink knows of a site, and what the register says."""
+    status = "revoked" if not entry.active else node.status if node else "not registered" if up else "unknown"
+    seen, means = "", ""
+    if node is not None and node.last_heartbeat:
+        seen, means = node.last_heartbeat, HEARTBEAT
+    elif node is not None and node.deactivated_at:
+        seen, means = node.deactivated_at, SILENT.format(patience=node.patience)
+    return {
+        "enrolled": entry.active,
+        "registered": node is not None and node.status != "unregistered",
+        "status": status,
+        "connected_since": node.activated_at if node and node.status == "online" else "",
+        "last_seen": seen,
+        "last_seen_means": means,
+    }
+
+
+def _study(state: StateFolder, runs: Runs | None, spend: bool) -> tuple[dict[str, Any] | None, Standing | None]:
+    """The last launch: its run, its rounds, whom it waits for and what it spends."""
     launches = sorted(state.runs.glob("*.json"), key=lambda path: path.stat().st_mtime) if state.runs.is_dir() else []
     if not launches:
-        return None
+        return None, None
     try:
         settings = RunSettings.load(launches[-1])
         files = RunFiles(settings.out)
         launch = json.loads((files.out / "launch.json").read_text(encoding="utf-8"))
-        rounds = complete_lines(files.rounds)
         run = runs.state(str(launch["run"])) if runs is not None else None
+        going = run is not None and not run.over
+        standing = Standing(settings.protocol, files, going, begun=run is not None and run.status == "running")
+        rounds = standing.rounds
     except (OSError, ValueError, KeyError, CohortiumError):
-        return None  # removed or moved since
+        return None, None  # removed or moved since
     last = rounds[-1] if rounds else None
-    return {
+    document = {
         "name": settings.protocol.study.study.name,
         "digest": settings.protocol.digest,
         "out": str(files.out),
@@ -77,34 +127,23 @@ def _study(state: StateFolder, runs: Runs | None) -> dict[str, Any] | None:
         "status": "unknown" if run is None else run.outcome if run.over else run.status,
         "round": len(rounds),
         "rounds": settings.protocol.study.training.rounds,
+        "current_round": standing.current,
         "missing": dict(last["dropped"]) if last else {},
-        "waiting": read_waiting(files) if run is not None and not run.over else {},
+        "waiting": standing.waiting or {},
+        "constants": _constants(settings),
+        "privacy": standing.privacy(slow=spend),
     }
+    return document, standing
 
 
-def status_table(status: dict[str, Any]) -> RichTable:
-    """For the coordinator's screen."""
-    table = RichTable(title=status["consortium"], show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    link = status["superlink"]
-    where = f" (sites: {link['public']}, this machine: {link['private']})" if "public" in link else ""
-    table.add_row("SuperLink", ("up" if link["up"] else "down") + where)
-    table.add_row("certificate until", status["certificate_expires"])
-    for name, site in status["sites"].items():
-        seen = f" since {site['connected_since'][:19]}Z" if site["connected_since"] else ""
-        table.add_row(name, site["status"] + seen)
-    study = status["study"]
-    if study is None:
-        table.add_row("study", "none was launched")
-        return table
-    table.add_row("study", f"{study['name']}: {study['status']}, round {study['round']} of {study['rounds']}")
-    table.add_row("results", study["out"])
-    for name, reason in (study["waiting"] | study["missing"]).items():
-        table.add_row("waiting for" if name in study["waiting"] else "missing", f"{name}: {reason}")
-    return table
-
-
-def status_code(status: dict[str, Any]) -> ExitCode:
-    """A probe for scripts: FEDERATION while the SuperLink is down."""
-    return ExitCode.OK if status["superlink"]["up"] else ExitCode.FEDERATION
+def _constants(settings: RunSettings) -> dict[str, Any]:
+    """What a round costs is a function of these; each is declared by the study. A norm of None bounds nothing."""
+    study = settings.protocol.study
+    training, privacy = study.training, study.privacy
+    return {
+        "mode": training.mode,
+        "update_norm": None if training.mode == "none" else training.update_norm,
+        "update_noise": privacy.update_noise,
+        "gradient_clip": training.gradient_clip if training.mode == "dpsgd" else None,
+        "release": study.release.method,
+    }

@@ -27,19 +27,30 @@ from common.keys import read_private_file
 from server.consortium import SERVER_KEY, load_facts, load_release_key
 from server.processes import StateFolder, environment, split_address, use_json_logs
 
+SERVICES = ("superlink", "executor")  # of the health protocol
 START_SECONDS = 60.0
 STEADY_SECONDS = 60.0
 LONGEST_PAUSE = 30.0
 GRACE_SECONDS = 8.0
 POLL_SECONDS = 0.2
 HEALTH_SECONDS = 2.0
+LOOK_SECONDS = 5.0  # between two looks at the SuperLink's own health
+ANSWERED_FOR = 45.0  # the executor is answered several times a second when idle, and every 10 s in a run
 log = logging.getLogger("cohortium.superlink")
 
 
 def start_superlink(
-    consortium: Path, public: str, private: str, *, json_logs: bool = False, reply_mib: int = 64
+    consortium: Path,
+    public: str,
+    private: str,
+    *,
+    health: str = "127.0.0.1:0",
+    json_logs: bool = False,
+    reply_mib: int = 64,
 ) -> None:
-    """Run both processes in the foreground until SIGTERM or Ctrl-C."""
+    """Run both processes in the foreground until SIGTERM or Ctrl-C; `health` is where probes are answered."""
+    from common.health import HealthServer  # with gRPC, which the other commands do not wait for
+
     if json_logs:
         use_json_logs()
     else:
@@ -53,27 +64,34 @@ def start_superlink(
     state.prepare()
     with _alone(state):
         _require_free(public, private)
-        state.write_addresses(public, private)
+        served = HealthServer(health, SERVICES)
+        state.write_addresses(public, private, served.address)
         logs = "json" if json_logs else "text"
         ca = consortium / "ca.pem"
         link = Child("the SuperLink", superlink_command(consortium, state, public, private, reply_mib, logs), state)
         executor = Child(
             "the executor", [sys.executable, "-m", "server.executor", str(consortium), private, logs], state
         )
-        stopping = _Stop()
+        stopping, look = _Stop(), Look(link, executor, private, ca, state)
         try:
             link.start()
             _await_health(link, private, ca, stopping)
             executor.start()
             if not stopping:
-                log.info("the SuperLink serves sites at %s, and this machine at %s", public, private)
+                log.info(
+                    "the SuperLink serves sites at %s, and this machine at %s; health at %s",
+                    *(public, private, served.address),
+                )
             while not stopping:
                 link.watch()
                 executor.watch()
+                served.update(look.well())
                 time.sleep(POLL_SECONDS)
         finally:
+            served.update({})
             executor.end()
             link.end()
+            served.stop()
 
 
 def superlink_command(
@@ -129,8 +147,10 @@ def require_loopback(private: str) -> None:
 def healthy(private: str, ca: Path) -> bool:
     """Whether the SuperLink answers on its private address."""
     context = ssl.create_default_context(cafile=str(ca))
+    # This machine is asked, and never a proxy that the environment names.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
     try:
-        with urllib.request.urlopen(f"https://{private}/health", context=context, timeout=HEALTH_SECONDS) as answer:
+        with opener.open(f"https://{private}/health", timeout=HEALTH_SECONDS) as answer:
             return answer.status == 200
     except (OSError, ValueError, urllib.error.URLError):
         return False
@@ -147,10 +167,11 @@ class Child:
         self._started = 0.0
         self._pause = 1.0
         self._again = 0.0
+        self.since = 0.0  # time of the last start
 
     def start(self) -> None:
         """Start it, in a session of its own: a Ctrl-C at the terminal is ours to handle."""
-        self._started, self._again = time.monotonic(), 0.0
+        self._started, self._again, self.since = time.monotonic(), 0.0, time.time()
         self._process = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
@@ -158,6 +179,11 @@ class Child:
             cwd=self._state.path,
             start_new_session=True,
         )
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is alive."""
+        return self._process is not None and self.code is None
 
     @property
     def code(self) -> int | None:
@@ -195,6 +221,38 @@ class Child:
     def _release(self) -> None:
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
+
+
+class Look:
+    """How both processes are, for the health probe."""
+
+    def __init__(
+        self,
+        link: Child,
+        executor: Child,
+        private: str,
+        ca: Path,
+        state: StateFolder,
+        ask: Callable[[str, Path], bool] = healthy,
+    ) -> None:
+        self._link, self._executor, self._state = link, executor, state
+        self._ask = lambda: ask(private, ca)
+        self._answers, self._next = False, 0.0
+
+    def well(self) -> dict[str, bool]:
+        """Whether the SuperLink answers, asked every LOOK_SECONDS, and whether it has answered the executor lately."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._answers, self._next = self._ask(), now + LOOK_SECONDS
+        try:
+            answered = self._state.answered.stat().st_mtime
+        except OSError:
+            answered = 0.0
+        lately = answered >= self._executor.since and time.time() - answered < ANSWERED_FOR
+        return {
+            "superlink": self._link.running and self._answers,
+            "executor": self._executor.running and lately,
+        }
 
 
 class _Stop:

@@ -1,4 +1,4 @@
-"""The norm projection of decoder updates (privacy.md, T2); `influence` says what it bounds. Pure functions of tensors."""
+"""The norm projection of decoder updates (privacy.md, T2); `influence` says what it bounds. Pure functions."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The gRPC health protocol, asked over a real connection."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -23,7 +24,8 @@ def server() -> Iterator[HealthServer]:
 def everything(address: str) -> int:
     """What a container engine asks: the service without a name."""
     with grpc.insecure_channel(address) as channel:
-        return health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=""), timeout=5).status
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        return stub.Check(health_pb2.HealthCheckRequest(service=""), timeout=5).status
 
 
 def test_each_service_is_well_or_not(server: HealthServer) -> None:

@@ -10,6 +10,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,17 @@ def test_status_names_everybody(consortium: Consortium) -> None:
     assert found["superlink"]["up"] and set(found["sites"]) == set(SITES)
     assert {site["status"] for site in found["sites"].values()} == {"online"}
     assert (found["study"]["name"], found["study"]["status"], found["study"]["round"]) == ("third", "completed", 3)
+    assert found["health"]["services"] == {"superlink": True, "executor": True}
+    for site in found["sites"].values():
+        # A round that was cut off may have dropped a site; it has been asked for all three.
+        assert site["participation"]["state"] == "joined" and site["spent"]["asked"] == 3 >= site["spent"]["answered"]
+        silent = datetime.fromisoformat(found["time"]) - datetime.fromisoformat(site["last_seen"])
+        assert silent < timedelta(seconds=60), "a heartbeat every 30 s"
+    released = json.loads((consortium.folder / "out-third" / "privacy.json").read_text())
+    assert found["study"]["privacy"]["source"] == "privacy.json"
+    assert found["study"]["privacy"]["statement"] == released
+    probed = cohortium("status", "--consortium", consortium.home, "--probe", "--json")
+    assert json.loads(probed.stdout) == {"superlink": True, "executor": True}
 
 
 def test_the_audit_log_tells_the_story(consortium: Consortium) -> None:
@@ -162,7 +174,8 @@ def test_a_superlink_ends_on_sigterm_with_all_it_started(consortium: Consortium)
     assert set(children) == {"server.superlink", "server.executor"}
     assert consortium.running.end("superlink") == 0
     assert not [pid for pid in children.values() if Path(f"/proc/{pid}").exists()]
-    assert consortium.status(code=8)["superlink"]["up"] is False
+    found = consortium.status(code=8)
+    assert found["superlink"]["up"] is False and found["health"]["services"] is None
     done = cohortium(
         "launch",
         consortium.study("late", 2),

@@ -13,7 +13,8 @@ from common.errors import FederationError
 from common.privacy.channel_release import fit_patients
 from common.privacy.statement import privacy_statement
 from server.bundle import build_bundle
-from server.deployed import check_ledgers, planned_events, round_event
+from server.deployed import check_ledgers
+from server.spending import planned_events, round_event
 from server.witness import Seen
 from tests.server.test_launch import PATIENTS, make_protocol
 

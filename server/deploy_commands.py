@@ -93,9 +93,9 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """SuperLink, sites, study, rounds and spend; exit code 8 while the SuperLink is down."""
-    from server.status import ask_health, coordinator_status, health_code, status_code
-
     if probe:
+        from server.probe import ask_health, health_code
+
         services = ask_health(consortium)
         if as_json:
             write_json(services)
@@ -103,6 +103,8 @@ def status(
             said = [f"{name}: {'well' if well else 'not well'}" for name, well in (services or {}).items()]
             results.print("\n".join(said or ["nobody answers health probes"]))
         raise typer.Exit(int(health_code(services)))
+    from server.status import coordinator_status, status_code
+
     found = coordinator_status(consortium, spend=spend)
     if as_json:
         write_json(found)

@@ -17,6 +17,7 @@ from common.errors import FederationError, OutputError, UsageError
 from common.files import write_atomic
 from common.keys import KeyUse, create_private, read_private_file
 
+SERVICES = ("superlink", "executor")  # of the health protocol
 SECRET = KeyUse(
     "the secret between the SuperLink and its executor",
     OutputError,

@@ -11,11 +11,12 @@ from common.errors import CohortiumError, ExitCode, FederationError
 from server.consortium import load_facts
 from server.enrol import SiteEntry, load_registry
 from server.nodes import Control, NodeInfo, list_nodes
+from server.probe import ask_health
 from server.processes import StateFolder
 from server.run import RunFiles, RunSettings
 from server.runs import Runs
 from server.standing import Standing
-from server.supervisor import SERVICES, healthy
+from server.supervisor import healthy
 
 HEARTBEAT = "the last heartbeat that the SuperLink took"
 SILENT = "it signed off at this time, or was last heard {patience:g} s before it"
@@ -62,22 +63,6 @@ def coordinator_status(consortium: Path, *, spend: bool = False) -> dict[str, An
         "sites": sites,
         "study": study,
     }
-
-
-def ask_health(consortium: Path) -> dict[str, bool] | None:
-    """The services of a running `start-superlink`, each well or not; None if nobody answers."""
-    from common.health import probe
-
-    try:
-        address = StateFolder(consortium.resolve()).read_addresses().get("health")
-    except FederationError:
-        return None
-    return probe(address, SERVICES) if address else None
-
-
-def health_code(services: dict[str, bool] | None) -> ExitCode:
-    """Of `cohortium status --probe`: 0 if every service is well."""
-    return ExitCode.OK if services and all(services.values()) else ExitCode.FEDERATION
 
 
 def status_code(status: dict[str, Any]) -> ExitCode:

@@ -44,9 +44,11 @@ def _server(status: Mapping[str, Any]) -> Table:
 def _sites(status: Mapping[str, Any]) -> RenderableType:
     if not status["sites"]:
         return Text("No site is enrolled.")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    for name in ("site", "connection", "last seen", "study", "last round", "answered"):
-        table.add_column(name, overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    # Wide enough for the words that come most often, on 80 columns.
+    for name, least in (("site", 8), ("connection", 10), ("last seen", 9), ("study", 17), ("last round", 11)):
+        table.add_column(name, overflow="fold", min_width=least)
+    table.add_column("answered", no_wrap=True, min_width=8)
     for name, site in status["sites"].items():
         taking, spent = site["participation"], site["spent"]
         table.add_row(
@@ -55,7 +57,7 @@ def _sites(status: Mapping[str, Any]) -> RenderableType:
             _seen(site, status["time"]),
             Text("-" if taking is None else _taking(taking)),
             Text(_training(site["training"])),
-            "-" if spent is None else f"{spent['answered']} of {spent['asked']}",
+            "-" if spent is None else f"{spent['answered']}/{spent['asked']}",
         )
     return table
 
@@ -81,7 +83,7 @@ def _seen(site: Mapping[str, Any], now: str) -> str:
         return "never" if site["status"] == "registered" else "-"
     seconds = max(0.0, (datetime.fromisoformat(now) - datetime.fromisoformat(site["last_seen"])).total_seconds())
     size, unit = next(((size, unit) for size, unit in UNITS if seconds >= 2 * size), (1.0, "s"))
-    over = "" if site["status"] == "online" else "over "
+    over = "" if site["status"] == "online" else "> "
     return f"{over}{int(seconds // size)} {unit} ago"
 
 

@@ -25,9 +25,8 @@ from common.certificates import check_ca, check_dates, handshake_problem, read_c
 from common.errors import FederationError, OutputError
 from common.keys import read_private_file
 from server.consortium import SERVER_KEY, load_facts, load_release_key
-from server.processes import StateFolder, environment, split_address, use_json_logs
+from server.processes import SERVICES, StateFolder, environment, split_address, use_json_logs
 
-SERVICES = ("superlink", "executor")  # of the health protocol
 START_SECONDS = 60.0
 STEADY_SECONDS = 60.0
 LONGEST_PAUSE = 30.0

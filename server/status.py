@@ -113,12 +113,21 @@ def _study(state: StateFolder, runs: Runs | None, spend: bool) -> tuple[dict[str
         "round": len(rounds),
         "rounds": settings.protocol.study.training.rounds,
         "current_round": standing.current,
+        "failure": None if going else _failure(files),
         "missing": dict(last["dropped"]) if last else {},
         "waiting": standing.waiting or {},
         "constants": _constants(settings),
         "privacy": standing.privacy(slow=spend),
     }
     return document, standing
+
+
+def _failure(files: RunFiles) -> str | None:
+    """Why the ServerApp stopped, if it said so."""
+    try:
+        return str(json.loads(files.failure.read_text(encoding="utf-8"))["message"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _constants(settings: RunSettings) -> dict[str, Any]:

@@ -35,6 +35,8 @@ def _server(status: Mapping[str, Any]) -> Table:
     now = f", now {study['current_round']}" if study["current_round"] else ""
     progress = f"{study['round']} of {study['rounds']} rounds over{now}"
     table.add_row("study", Text(f"{study['name']}: {study['status']}, {progress}"))
+    if study["failure"]:
+        table.add_row("why", Text(study["failure"]))
     table.add_row("results", Text(study["out"]))
     for label, reason in study["unknown_nodes"].items():
         table.add_row("waits for", Text(f"{label}, which is no site's here: {reason}"))
@@ -92,6 +94,8 @@ def _privacy(study: Mapping[str, Any] | None) -> list[Text]:
     if study is None:
         return []
     privacy, constants = study["privacy"], study["constants"]
+    if privacy["rounds"] == 0:
+        return [Text("No site was asked for a round of this study yet: none has spent anything in it.")]
     norm = constants["update_norm"]
     declared = "updates without a bound" if norm is None else f"update norm C = {norm:g}"
     rounds = f"at most {privacy['rounds']}" if privacy["source"] != "privacy.json" else str(privacy["rounds"])

@@ -17,6 +17,7 @@ import yaml
 
 import client.cli
 import server.cli
+from server.processes import SERVICES
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 CONTAINERS = sorted((DEPLOY / "containers").glob("Containerfile.*"))
@@ -263,15 +264,18 @@ def test_the_chart_serves_the_public_port_alone() -> None:
 
 def test_the_chart_runs_commands_that_exist() -> None:
     text = (CHART / "templates" / "statefulset.yaml").read_text()
-    probes = re.findall(r"exec: \{command: (\[.*\])\}", text)
-    assert len(probes) == 3
-    for probe in probes:
-        check_command(yaml.safe_load(probe))
     arguments = text[text.index("args:") : text.index("ports:")].split("args:")[1]
     words = [
         re.sub(r"\{\{.*\}\}", "1", line.strip()[2:]) for line in arguments.splitlines() if line.strip()[:2] == "- "
     ]
     check_command(["cohortium", *words])
+    # The health probes are answered on the port that they ask, for services that exist.
+    probes = [yaml.safe_load(probe) for probe in re.findall(r"grpc: (\{.*\})", text)]
+    assert len(probes) == text.count("Probe:") == 3
+    port = int(words[words.index("--health") + 1].rpartition(":")[2])
+    assert {probe["port"] for probe in probes} == {port}
+    assert {probe.get("service", "") for probe in probes} <= {"", *SERVICES}
+    assert str(port) not in (CHART / "templates" / "service.yaml").read_text()
 
 
 def test_the_chart_asks_for_a_digest() -> None:

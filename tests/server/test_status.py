@@ -284,6 +284,17 @@ def test_a_server_that_is_down_still_shows_the_study(home: Home, study: Study) -
     assert "down" in shown(found)
 
 
+def test_why_a_study_ended_early(home: Home, study: Study, up: Callable[..., None]) -> None:
+    home.launch(study)
+    study.gather()
+    study.files.failure.write_text(json.dumps({"exit_code": 8, "message": "round 1: 1 valid replies", "fix": "mend"}))
+    up(run="finished")
+    found = coordinator_status(home.folder)
+    assert found["study"]["failure"] == "round 1: 1 valid replies" and "round 1: 1 valid replies" in shown(found)
+    up()
+    assert coordinator_status(home.folder)["study"]["failure"] is None, "a remainder of the run before"
+
+
 def test_names_are_no_markup(home: Home, study: Study, up: Callable[..., None]) -> None:
     home.launch(study)
     study.gather(clara="[bold]denied[/bold] :skull:")

@@ -41,7 +41,7 @@ def coordinator_status(consortium: Path, *, spend: bool = False) -> dict[str, An
     sites: dict[str, dict[str, Any]] = {}
     known: set[str] = set()
     for name, entry in sorted(registry.sites.items()):
-        node = by_id.get(entry.node_id or "") or by_key.get(entry.node_key)
+        node = by_key.get(entry.node_key) or by_id.get(entry.node_id or "")
         sites[name] = _connection(entry, node, up) | {"participation": None, "training": None, "spent": None}
         if standing is not None:
             number = node.node_id if node else entry.node_id
@@ -114,12 +114,20 @@ def _study(state: StateFolder, runs: Runs | None, spend: bool) -> tuple[dict[str
         "rounds": settings.protocol.study.training.rounds,
         "current_round": standing.current,
         "failure": None if going else _failure(files),
-        "missing": dict(last["dropped"]) if last else {},
+        "missing": not_joined(files) | (dict(last["dropped"]) if last else {}),
         "waiting": standing.waiting or {},
         "constants": _constants(settings),
         "privacy": standing.privacy(slow=spend),
     }
     return document, standing
+
+
+def not_joined(files: RunFiles) -> dict[str, str]:
+    """Who takes no part in a study that has begun, with the word of each; empty before."""
+    try:
+        return dict(json.loads(files.sites.read_text(encoding="utf-8"))["not_joined"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _failure(files: RunFiles) -> str | None:

@@ -241,6 +241,7 @@ def test_everything_on_one_screen(home: Home, study: Study, up: Callable[..., No
     }
     assert found["sites"]["anna"]["connected_since"] and not found["sites"]["berta"]["connected_since"]
     assert "60 s before" in found["sites"]["berta"]["last_seen_means"] and found["sites"]["clara"]["last_seen"] == ""
+    assert found["study"]["missing"] == {"clara": "awaiting-approval", "berta": "no reply before the deadline"}
     assert found["study"]["current_round"] == 2 and found["health"]["services"] is None
     text = shown(found)
     assert max(map(len, text.splitlines())) <= 80

@@ -41,6 +41,7 @@ from common.study import Protocol
 LARGEST_PROTOCOL = 1 << 20  # bytes of JSON
 MOST_WAITING = 32
 MOST_REMEMBERED = 1000
+LONGEST_REASON = 2000  # characters in the audit log: a stranger's message must not make its line too long to be written
 CODES: tuple[tuple[type[Exception], Status], ...] = (
     (MessageError, Status.BAD_REQUEST),
     (StudyError, Status.BAD_REQUEST),
@@ -73,7 +74,7 @@ class Gate:
 
     def judge(self, kind: str, content: RecordDict, bundle: bytes) -> tuple[Asked, Status | None]:
         """None if the message may pass, else the code to answer with; never raises."""
-        asked, status = Asked(kind), None
+        asked, status, reason = Asked(kind), None, ""
         digest = hashlib.sha256(bundle).hexdigest()  # of the bytes, whatever anybody calls them
         try:
             config = load_site(self._path)
@@ -84,16 +85,20 @@ class Gate:
             asked, protocol = _read(asked, content)
             if status is None:
                 status = self._message(config, approvals, asked, protocol, key)
+            if status is Status.REFUSED_BY_POLICY and protocol is not None:
+                reason = "; ".join(config.objections(protocol))
         except Exception as error:
             if status is None:  # else the bundle has decided already
                 status = next((code for type_, code in CODES if isinstance(error, type_)), Status.INTERNAL_ERROR)
-            ours = isinstance(error, CohortiumError | MessageError)
-            self._report("held-back", status=status.value, reason=str(error) if ours else type(error).__name__)
+            # Texts of our own errors hold no patient value.
+            reason = str(error) if isinstance(error, CohortiumError | MessageError) else type(error).__name__
+        if reason and status is not None:
+            self._report("held-back", study=asked.study, status=status.value, reason=reason)
         if status is not None:
-            self.note(asked, status, digest)
+            self.note(asked, status, digest, reason)
         return asked, status
 
-    def note(self, asked: Asked, status: Status, bundle: str) -> None:
+    def note(self, asked: Asked, status: Status, bundle: str, reason: str = "") -> None:
         """One line in the audit log about an answer; a coordinator that keeps asking adds no more. Never raises."""
         key, value = (asked.kind, asked.study), (asked.round, status)
         if self._last.get(key) == value:
@@ -104,6 +109,7 @@ class Gate:
         try:
             config = load_site(self._path)
             fields: dict[str, Any] = {"round": asked.round} if asked.round else {}
+            fields |= {"reason": reason[:LONGEST_REASON]} if reason else {}
             _audit(config).append(
                 f"answer {asked.kind}", study=asked.study, digest=bundle, outcome=status.value, **fields
             )
@@ -150,9 +156,7 @@ class Gate:
         if len(json.dumps(document)) > LARGEST_PROTOCOL:
             raise MessageError("the study and its schema are larger than 1 MiB")
         self._ask(config, approvals, "study", protocol.digest, {"protocol": document}, key)
-        objections = config.objections(protocol)
-        if objections:  # an answer now, instead of days of waiting for a yes that could not help
-            self._report("held-back", study=protocol.digest, reason="; ".join(objections))
+        if config.objections(protocol):  # an answer now, instead of days of waiting for a yes that could not help
             return Status.REFUSED_BY_POLICY
         return Status.AWAITING_APPROVAL
 

@@ -20,6 +20,7 @@ from client.bundles import LARGEST_BUNDLE, MOST_WAITING, BundleStore
 from client.executor import Executor
 from client.gate import refusal, status_in
 from client.worker import Worker, WorkerLostError
+from common.audit import read_audit
 from common.messages import JOIN, RELEASE, REPLY_FIELDS, TRAIN, JoinReply, ReleaseReply, Status, TrainReply
 from common.records import HEADER
 from tests.client.hospital import (
@@ -106,6 +107,9 @@ def test_what_the_policy_forbids_is_refused_at_once_and_shown_to_the_steward(tmp
     site.decide("bundle", digest_of(BUNDLE))
     assert site.judge(JOIN, join_request()) is Status.REFUSED_BY_POLICY
     assert site.approvals.request("study", PROTOCOL.digest) is not None
+    assert site.judge(JOIN, join_request()) is Status.REFUSED_BY_POLICY
+    [line] = [e for e in read_audit(site.state / "audit.jsonl") if e["outcome"] == Status.REFUSED_BY_POLICY.value]
+    assert line["study"] == PROTOCOL.digest and "exceeds this site's limit 0.1" in line["reason"]
 
 
 def test_malformed_messages(site: Stewarded) -> None:

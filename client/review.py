@@ -24,6 +24,8 @@ from common.study import Protocol
 SHORTEST = 8
 INFINITE = "infinity"
 MOST_REMOVED = 20
+INSTALLED = "the software installed here"
+DESCRIPTION = "pyproject.toml"
 
 
 class Review:
@@ -137,7 +139,7 @@ class Review:
             content = self.bundles.load(digest)
             if content is not None:
                 return f"bundle {digest}, approved last", read_bundle(content)
-        return "the software installed here", installed_files()
+        return INSTALLED, installed_files()
 
 
 def describe_study(config: SiteConfig, protocol: Protocol) -> dict[str, Any]:
@@ -198,7 +200,9 @@ def cost(config: SiteConfig, protocol: Protocol) -> dict[str, Any]:
     """ε of the whole study at this site, composed beforehand: alone, and with all that is spent already."""
     from client.budget import Budget  # torch: for this command only
     from client.patients import load_patients
+    from common.privacy.accountant import account_lines
     from common.privacy.ledger import Ledger
+    from common.privacy.statement import CONDITION
 
     state = config.site.state
     try:
@@ -210,6 +214,7 @@ def cost(config: SiteConfig, protocol: Protocol) -> dict[str, Any]:
         with remembering(state / "accounting.json", config.site.name, key):
             budget = Budget(protocol, patients, math.inf)
             alone, total = budget.approve([]), budget.approve(entries)
+            lines = account_lines(budget.planned, alone.delta)
             refused = ""
             try:
                 Budget.of(protocol, config.policy, patients).approve(entries)
@@ -224,6 +229,17 @@ def cost(config: SiteConfig, protocol: Protocol) -> dict[str, Any]:
         "delta": alone.delta,
         "unconditional": alone.unconditional,
         "unit": alone.unit,
+        "adversary": alone.adversary,
+        "relation": alone.relation,
+        "basis": list(alone.basis),
+        "lines": [
+            {
+                "applies_to": line.applies_to,
+                "epsilon": _number(line.epsilon),
+                "condition": "" if line.unconditional else CONDITION,
+            }
+            for line in lines
+        ],
         "exceeds": refused,
     }
 
@@ -264,6 +280,10 @@ def _render_study(details: Mapping[str, Any]) -> list[str]:
             f"  together with all studies of this site: epsilon {found['epsilon_with_all_studies']}"
             f" ({found['patients']} patients)",
         ]
+        if len(found["lines"]) > 1:  # a channel: not the same for all patients, or not without a condition
+            lines += ["  of the study alone:", *(f"    {_line(line)}" for line in found["lines"])]
+        lines.append(f"  against the {found['adversary']}, who sees most; relation: {found['relation']}")
+        lines += [f"  basis: {basis}" for basis in found["basis"]]
         if found["exceeds"]:
             lines.append(f"  more than this site allows: {found['exceeds']}")
     lines += ["", "This site's policy forbids it:" if details["objections"] else "This site's policy allows it."]
@@ -281,6 +301,9 @@ def _render_bundle(details: Mapping[str, Any]) -> list[str]:
         lines += [f"  {found['change']:<8} {found['file']}" for found in shown]
         lines += [f"  removed  {len(removed)} files, which --json names"] if len(removed) > MOST_REMOVED else []
         lines += [] if details["differences"] else ["  no difference"]
+        other = {found["file"] for found in details["differences"]} - {DESCRIPTION}
+        if details["compared_with"] == INSTALLED and not other:
+            lines.append(f"Every file of code is the one installed here; {DESCRIPTION} describes the bundle to Flower.")
     for found in details["differences"]:
         if found["diff"]:
             lines += ["", *found["diff"]]
@@ -294,8 +317,15 @@ def _values(column: Column) -> str:
     return f"{column.minimum:g} to {column.maximum:g}" if math.isfinite(column.minimum) else ""
 
 
+def _line(found: Mapping[str, Any]) -> str:
+    if found["condition"]:
+        return f"its rows by themselves: epsilon {found['epsilon']}; {found['condition']}"
+    return f"for {found['applies_to']}: epsilon {found['epsilon']}"
+
+
 def _number(value: float) -> float | str:
-    return round(value, 6) if math.isfinite(value) else INFINITE
+    """Six digits, rounded up: what is shown is a bound as well."""
+    return math.ceil(value * 1e6) / 1e6 if math.isfinite(value) else INFINITE
 
 
 _NEVER_RUN = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from client.budget import Budget
 from client.bundles import (
     LARGEST_CONTENT,
     BundleStore,
@@ -70,6 +72,10 @@ def test_a_study_in_plain_words(site: Stewarded) -> None:
     assert MARKED not in text and SECRET not in text
     found = review.details(review.find(protocol.digest))["cost"]
     assert 2.5 < found["epsilon"] <= 3.0 and found["epsilon_with_all_studies"] == found["epsilon"]
+    whole = Budget(protocol, 40, math.inf).approve([]).epsilon
+    assert whole <= found["epsilon"] <= whole + 1e-6  # rounded up: it is read as a bound
+    assert "against the coordinator, who sees most; relation: replacing the content of one patient slot" in text
+    assert "basis: Poisson-sampled Gaussian mechanism" in text
 
 
 def test_a_cost_that_cannot_be_said_does_not_hide_the_rest(site: Stewarded) -> None:
@@ -87,7 +93,10 @@ def test_the_channel_and_withheld_columns_are_named(tmp_path: Path) -> None:
     text = "\n".join(render(review.details(review.find(protocol.digest))))
     assert "up to 60 synthetic rows drawn from all patients" in text and "epsilon 1.5" in text
     assert "sex: categorical, f, m, withheld by this site" in text
-    assert "given the encoder and the decoder" in text or "infinity" in text
+    assert "What it would cost: epsilon infinity" in text and "for every patient: epsilon infinity" in text
+    [rows] = [line for line in text.splitlines() if "its rows by themselves: epsilon" in line]
+    assert 1.4 < float(rows.split("epsilon ")[1].split(";")[0]) <= 1.5
+    assert "holds only given the encoder and decoder" in rows and "added to no other number" in rows
 
 
 def test_a_request_on_disk_that_was_changed_is_not_shown_as_the_study(site: Stewarded) -> None:
@@ -163,6 +172,18 @@ def test_a_bundle_is_compared_with_the_last_approved_one(site: Stewarded) -> Non
 def test_the_coordinators_bundle_of_this_version_differs_in_nothing() -> None:
     found = differences(installed_files(), read_bundle(build_bundle().content))
     assert [(line.change, line.name) for line in found] == [("added", "pyproject.toml")]
+
+
+def test_the_steward_reads_that_a_bundle_is_what_he_installed(site: Stewarded) -> None:
+    built = build_bundle().content
+    files = dict(read_bundle(built))
+    files["client/app.py"] += b"# one line more\n"
+    said = "Every file of code is the one installed here"
+    for bundle, same in ((built, True), (pack(files), False)):
+        site.judge(JOIN, join_request(), bundle)
+        review = Review(site.hospital.config)
+        text = "\n".join(render(review.details(review.find(digest_of(bundle)))))
+        assert (said in text) == same and ("changed  client/app.py" in text) != same
 
 
 def test_a_stranger_writes_nothing_into_the_terminal(site: Stewarded) -> None:

@@ -164,6 +164,7 @@ def _follow(started: Launch, *, as_json: bool, quiet: bool) -> None:
     from server.launch import follow
     from server.progress import show_rounds
     from server.simulation import RoundProgress
+    from server.status import not_joined
 
     def waiting(sites: dict[str, str]) -> None:
         if sites and not quiet:
@@ -179,6 +180,8 @@ def _follow(started: Launch, *, as_json: bool, quiet: bool) -> None:
     say(f"following run {started.run}, results in {started.files.out}")
     with show_rounds(rounds, quiet=quiet) as on_round:
         follow(started, lambda report: on_round(RoundProgress(report, None, None)), waiting, say)
+    if missing := not_joined(started.files):
+        say("without " + "; ".join(f"{name}: {why}" for name, why in sorted(missing.items())))
     summary: dict[str, Any] = release_deployment(started)
     if as_json:
         write_json(summary)

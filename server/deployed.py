@@ -25,7 +25,7 @@ from server.consortium import audit_of, load_facts, load_release_key
 from server.figures import certificates
 from server.launch import Launch, complete_lines
 from server.release import RELEASE_KEY, write_statement
-from server.report import MODES
+from server.report import alike_lines, mode_in_words, released_rows
 from server.run import RunFiles
 from server.spending import planned_events
 from server.witness import Seen, Witness
@@ -58,7 +58,7 @@ def release_deployment(started: Launch) -> dict[str, Any]:
     check_ledgers(rounds, heads)
     statement = privacy_statement(protocol, planned_events(protocol, patients, len(rounds)), patients)
     write_statement(files.privacy, statement)
-    write_atomic(files.report, _report(protocol, facts["name"], sites, rounds, statement))
+    write_atomic(files.report, _report(protocol, facts["name"], sites, rounds, statement, _without_rows(files)))
     write_atomic(files.out / RELEASE_KEY, public_pem(key.public_key()))
     predicate = {
         "study": protocol.digest,
@@ -112,6 +112,11 @@ def released_names(files: RunFiles) -> list[str]:
     return sorted(path.name for path in [*paths, *([files.release] if files.release.exists() else [])])
 
 
+def _without_rows(files: RunFiles) -> dict[str, str]:
+    """The sites that were asked for rows and sent none that could be used, with the reasons."""
+    return dict(json.loads(files.release.read_text(encoding="utf-8"))["dropped"]) if files.release.exists() else {}
+
+
 def _channel_rows(files: RunFiles) -> int:
     return sum(json.loads(files.release.read_text(encoding="utf-8"))["rows"].values())
 
@@ -122,6 +127,7 @@ def _report(
     sites: Mapping[str, Any],
     rounds: list[dict[str, Any]],
     statement: Mapping[str, Any],
+    without_rows: Mapping[str, str],
 ) -> str:
     """One self-contained page. Names come from files that people write: everything is escaped, except our own SVG."""
     environment = Environment(
@@ -133,7 +139,7 @@ def _report(
         study=protocol.study,
         digest=protocol.digest,
         consortium=consortium,
-        mode=MODES[protocol.study.training.mode],
+        mode=mode_in_words(protocol.study),
         sites=sites,
         rounds=rounds,
         answered={name: sum(name in line["answered"] for line in rounds) for name in sites["joined"]},
@@ -141,6 +147,10 @@ def _report(
         bound=bound,
         statement=statement,
         epsilon=epsilon_in_words(statement),
+        lines=alike_lines(statement),
+        released=released_rows(statement),
+        without_rows=without_rows,
+        exposures={entry["site"]: entry["exposure"] for entry in statement["entries"]},
         columns=protocol.schema.columns,
         certificates=certificates(rounds, bound),
         version=version("cohortium"),

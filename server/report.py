@@ -9,12 +9,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from common.privacy.statement import ADVERSARIES, epsilon_in_words
-from common.study import Protocol
+from common.study import Protocol, Study
 from common.table import Table
 from server.figures import certificates, marginals
 
 MODES = {
-    "constrained": "constrained: Lipschitz-bounded networks, updates projected to a fixed norm, no noise",
+    "constrained": "constrained: Lipschitz-bounded networks, updates projected to a fixed norm, {noise}",
     "dpsgd": "dpsgd: gradients clipped per patient and noised (DP-SGD) on Lipschitz-bounded networks",
     "none": "none: the non-private reference, no constraint of any kind",
 }
@@ -40,7 +40,7 @@ def render_report(
         study=protocol.study,
         digest=protocol.digest,
         target=protocol.target,
-        mode=MODES[protocol.study.training.mode],
+        mode=mode_in_words(protocol.study),
         sites=sites,
         rounds=rounds,
         largest_certificate=max(line["certificate"] for line in rounds),
@@ -48,8 +48,8 @@ def render_report(
         statement=statement,
         epsilon=epsilon_in_words(statement),
         exposures={entry["site"]: entry for entry in statement["entries"]},
-        lines=_lines(statement),
-        released=_released(statement),
+        lines=alike_lines(statement),
+        released=released_rows(statement),
         adversaries=ADVERSARIES,
         metrics=metrics,
         columns=protocol.schema.columns,
@@ -60,7 +60,14 @@ def render_report(
     )
 
 
-def _lines(statement: Mapping[str, Any]) -> list[dict[str, Any]]:
+def mode_in_words(study: Study) -> str:
+    """The study's mode, and the noise of its updates where the mode allows any."""
+    multiplier = study.privacy.update_noise
+    noise = f"with Gaussian noise of {multiplier:g} times that norm" if multiplier > 0 else "no noise"
+    return MODES[study.training.mode].format(noise=noise)
+
+
+def alike_lines(statement: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every line with its site and the adversaries against whom it holds alike; none where each site has only one."""
     if all(len(entry["lines"]) == 1 for entry in statement["entries"]):
         return []
@@ -75,7 +82,7 @@ def _lines(statement: Mapping[str, Any]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: row["site"])
 
 
-def _released(statement: Mapping[str, Any]) -> dict[str, int]:
+def released_rows(statement: Mapping[str, Any]) -> dict[str, int]:
     """Rows that left through the stochastic channel, by site."""
     rows = {entry["site"]: entry["exposure"].get("released_rows", 0) for entry in statement["entries"]}
     return {site: count for site, count in rows.items() if count}

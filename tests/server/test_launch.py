@@ -312,6 +312,24 @@ def test_a_release_is_signed_with_the_consortium_s_key(home: Path, runs: FakeRun
     assert read_audit(home / "audit.jsonl")[-1]["action"] == "release"
 
 
+def test_the_page_of_a_channel_says_what_was_drawn_and_whose_rows_are_missing(
+    home: Path, runs: FakeRuns, tmp_path: Path
+) -> None:
+    channel: dict[str, Any] = {"release": {"method": "channel", "rows": 60}, "channel": {"epsilon": 3.0}}
+    noise = {"update_noise": 2.0, "accept_useless_noise": True}
+    started = launch(make_protocol(privacy=noise, **channel), home, tmp_path / "out")
+    outcome(started.files)
+    silent, *sites = sorted(PATIENTS)
+    document = {"method": "channel", "rows": dict.fromkeys(sites, 20), "dropped": {silent: "no reply"}}
+    started.files.release.write_text(json.dumps(document))
+    release_deployment(started)
+    page = started.files.report.read_text()
+    assert "with Gaussian noise of 2 times that norm" in page and "no noise" not in page
+    assert "every patient, <strong>conditional</strong>" in page and "added to no other number" in page
+    assert page.count("rows, each of one patient drawn") == len(PATIENTS)
+    assert page.count("None of them is in the cohort (no reply); they are stated as spent.") == 1
+
+
 def test_the_executor_runs_launches_of_its_own_code_only(home: Path, runs: FakeRuns, tmp_path: Path) -> None:
     from server.executor import Executor
 

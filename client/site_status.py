@@ -11,6 +11,7 @@ from client.review import Review, render_list
 from client.site import SiteConfig
 from client.start import SERVICES, Run
 from client.supernode import read_contact
+from client.trouble import Trouble
 from common.errors import SiteError
 from common.health import probe
 
@@ -29,6 +30,7 @@ def site_status(config: SiteConfig) -> dict[str, Any]:
         "health": well,
         "connected": bool(well and well["superlink"]),
         "seconds_since_contact": None if last is None else round(max(0.0, time.time() - last), 1),
+        "trouble": Trouble(config.site.state).read(),
         "simulation": config.policy.simulation,
         "studies": _studies(config, review),
         "waiting": review.listed(),
@@ -45,6 +47,9 @@ def render_status(status: Mapping[str, Any]) -> list[str]:
         lines.append("  it does not answer health probes")
     if status["seconds_since_contact"] is not None:
         lines.append(f"  last answer of the SuperLink: {status['seconds_since_contact']:g} s ago")
+    if status["trouble"] is not None:
+        trouble = status["trouble"]
+        lines += [f"  since {trouble['since']}: {trouble['message']}", f"  how to mend it: {trouble['fix']}"]
     lines += ["", "Studies:" if status["studies"] else "No study has spent anything here."]
     for study in status["studies"]:
         spent = "; ".join(

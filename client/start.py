@@ -28,6 +28,7 @@ from client.connection import ConnectionSection, load_connection
 from client.preflight import UnreachableError, check_files, check_superlink
 from client.site import SiteConfig, load_site
 from client.supernode import read_contact
+from client.trouble import Trouble
 from client.worker import KEPT_OUT, TIME_LIMIT
 from common.errors import CohortiumError, ExitCode, FederationError, OutputError, SiteError
 from common.files import write_atomic
@@ -126,6 +127,8 @@ class Supervisor:
         self._owes_an_answer = False
         self._refused = False
         self._refused_since: float | None = None
+        self._was_connected = False
+        self.trouble = Trouble(config.site.state)
         self._trouble_since: float | None = None
         self._next_look, self._wait, self._said = 0.0, 1.0, ""
         address = f"{LOOPBACK}:{_free_port()}"
@@ -165,6 +168,8 @@ class Supervisor:
         if self.supernode.running and self.connected:
             self._refused, self._refused_since, self._trouble_since = False, None, None
             self._wait, self._said = 1.0, ""
+            self._was_connected = True
+            self.trouble.clear()
 
     @property
     def connected(self) -> bool:
@@ -198,7 +203,11 @@ class Supervisor:
         try:
             check_files(self.connection)
             check_superlink(self.connection, self.options.connection)
-        except UnreachableError as error:
+        except (UnreachableError, SiteError) as error:
+            # At first somebody looks on, and hears at once what to mend. Later it may mend itself: a clock that is set,
+            # a certificate that the coordinator renews.
+            if not self._was_connected and not isinstance(error, UnreachableError):
+                raise
             self._later(error)
             return
         self.supernode.start()
@@ -209,14 +218,21 @@ class Supervisor:
         self._trouble_since = self._trouble_since or now
         if self.options.give_up is not None and now - self._trouble_since >= self.options.give_up:
             raise error
-        if error.message != self._said:
-            self.log("start", "waiting", message=str(error).replace("\n", " "))
-            self._said = error.message
+        self._say(error)
         self._next_look = now + self._wait
         self._wait = min(LONGEST_WAIT, 2 * self._wait)
 
+    def _say(self, error: CohortiumError) -> None:
+        if error.message != self._said:
+            self.log("start", "waiting", message=str(error).replace("\n", " "))
+            self.trouble.note(error)
+            self._said = error.message
+
     def _why_it_ended(self) -> None:
-        """In one sentence, from what Flower wrote; an error only where another start would change nothing."""
+        """In one sentence, from what Flower wrote; an error only where another start would change nothing.
+
+        What is wrong with a certificate or a clock is found before the next start.
+        """
         text = "\n".join(self.supernode.last)
         now = time.monotonic()
         if "code: 2004" in text:
@@ -230,10 +246,12 @@ class Supervisor:
             if not known or now - self._refused_since >= REFUSED_FOR:
                 raise error
             self.log("start", "waiting", message=error.message + "; or the one before still counts as online")
-        elif "CERTIFICATE_VERIFY_FAILED" in text:
-            raise SiteError(
-                f"the SuperLink shows a certificate that {self.connection.root_certificates} has not signed",
-                fix="ask the coordinator for the consortium's ca.pem",
+        elif "Server error '5" in text:
+            self._say(
+                UnreachableError(
+                    f"the SuperLink {self.connection.superlink} answers that something is wrong in it",
+                    fix="tell the coordinator, whose log says what, a full disk for instance; this site tries again",
+                )
             )
 
     def _hear_supernode(self, fields: dict[str, Any] | None, _text: str) -> None:
@@ -272,6 +290,10 @@ def start(options: Options) -> None:
                     supervisor.step()
                     health.update(supervisor.well())
                     supervisor.stopping.wait(TICK)
+            supervisor.trouble.clear()
+        except CohortiumError as error:
+            supervisor.trouble.note(error)
+            raise
         finally:
             health.update({})
             supervisor.stop()

@@ -166,6 +166,9 @@ def main() -> None:
     watch(FleetHttpClient, contact)
     sys.argv = ["flower-supernode", *flags]
     flower_supernode()
+    # It returns when its connection broke for good, after a failed handshake for instance; its own API would live on.
+    print(json.dumps({"event": "connection-lost"}), flush=True)
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,11 @@ from client.connection import ConnectionSection
 from client.init_site import init_site
 from client.preflight import UnreachableError, check_files, check_superlink, split_address
 from client.site import load_site
+from client.site_status import render_status, site_status
 from client.start import SILENT_FOR, Options, Run, Supervisor
 from client.supernode import Contact, after, patch, read_contact
-from common.errors import FederationError, SiteError
+from client.trouble import Trouble
+from common.errors import FederationError, SiteError, UsageError
 from server.consortium import init_consortium
 from tests.client.hospital import table
 from tests.tls import serving
@@ -229,6 +231,55 @@ def test_an_unreachable_superlink_is_waited_for(started: Started, capfd: pytest.
         started.supervisor._look_and_start()
     assert capfd.readouterr().err.count("cannot be reached") == 1, "said once"
     assert not started.supervisor.supernode.running
+
+
+def test_what_is_wrong_is_said_until_it_is_mended(
+    started: Started, consortium: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """At first another authority ends the start; in a site that was connected before it is waited for."""
+    init_consortium(tmp_path / "other", "Other", ["localhost"])
+    supervisor, trouble = started.supervisor, Trouble(started.run.folder.parent)
+    supervisor.supernode = child("import time; time.sleep(60)")
+    with web_server(tmp_path / "other/server.pem", tmp_path / "other/server.key") as port:
+        supervisor.connection = started.connection.model_copy(update={"superlink": f"localhost:{port}"})
+        with pytest.raises(SiteError, match="has not signed"):
+            supervisor._look_and_start()
+        supervisor._was_connected = True
+        for _ in range(2):
+            supervisor._look_and_start()
+    assert capfd.readouterr().err.count("has not signed") == 1 and not supervisor.supernode.running
+    found = trouble.read()
+    assert found is not None and "has not signed" in found["message"] and "ca.pem" in found["fix"]
+    status = site_status(load_site(started.folder / "site.toml"))
+    assert status["trouble"] == found and any("has not signed" in line for line in render_status(status))
+    with web_server(consortium / "server.pem", consortium / "server.key") as port:
+        supervisor.connection = started.connection.model_copy(update={"superlink": f"localhost:{port}"})
+        supervisor._look_and_start()
+    assert supervisor.supernode.running
+    started.run.contact.write_text(json.dumps({"node": 1, "time": time.time() + 1}))
+    supervisor._next_look = time.monotonic() + 60
+    supervisor.step()
+    assert trouble.read() is None
+    supervisor.supernode.stop(1.0)
+    supervisor.executor.stop(1.0)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"message": 1}'])
+def test_a_damaged_note_of_trouble_is_none(tmp_path: Path, text: str) -> None:
+    trouble = Trouble(tmp_path)
+    trouble.path.parent.mkdir()
+    trouble.path.write_text(text)
+    assert trouble.read() is None
+
+
+def test_a_superlink_that_fails_inside_is_said_once(started: Started, capfd: pytest.CaptureFixture[str]) -> None:
+    supervisor = started.supervisor
+    for _ in range(2):
+        supervisor.supernode.last.append("Server error '500 Internal Server Error' for url 'https://localhost:1/v1'")
+        supervisor._why_it_ended()
+    found = supervisor.trouble.read()
+    assert found is not None and "something is wrong in it" in found["message"]
+    assert capfd.readouterr().err.count("something is wrong in it") == 1
 
 
 def test_giving_up(tmp_path: Path, consortium: Path) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.certificates import check_dates, read_certificates
 from common.errors import CohortiumError, ExitCode, FederationError, OutputError, UsageError
 from common.files import write_atomic
 from common.study import Protocol
@@ -31,6 +32,7 @@ STATE_SECONDS = 2.0
 UNREACHABLE_SECONDS = 120.0
 QUEUED_SECONDS = 5.0
 LEAST_FREE_BYTES = 1 << 20
+ABANDONED_SECONDS = 15.0  # a run that counts as running, and that no executor has in hand
 
 
 class DetachedError(CohortiumError):
@@ -94,6 +96,20 @@ class Launch:
         """What the ServerApp was given."""
         return RunSettings.load(StateFolder(self.consortium).runs / f"{self.settings}.json")
 
+    @property
+    def in_hand(self) -> bool:
+        """Whether the executor is at it."""
+        try:
+            serving = json.loads(StateFolder(self.consortium).serving.read_text(encoding="utf-8"))
+            return str(serving["run"]) == self.run
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    @property
+    def continuation(self) -> str:
+        """The command that goes on with it."""
+        return f"`cohortium resume {self.files.out} --consortium {self.consortium}`"
+
 
 def runs_of(consortium: Path) -> Runs:
     """The Control API of the SuperLink that was started from this folder."""
@@ -107,6 +123,7 @@ def launch(protocol: Protocol, consortium: Path, out: Path, sites: int | None = 
     load_release_key(consortium)
     sites = check_study(protocol, consortium, sites)
     runs_of(consortium).require_up()
+    require_space(StateFolder(consortium).path, "free space, then launch again")
     bundle = build_bundle()
     files = claim_output(out.resolve())
     try:
@@ -125,10 +142,13 @@ def resume(out: Path, consortium: Path) -> Launch:
     load_release_key(consortium)
     last = Launch.load(out, consortium)
     state = last.runs().state(last.run)
-    if state is not None and not state.over:
+    if state is not None and not state.over and not _is_abandoned(last, state):
         return last
     if last.files.cohort_csv.exists() and last.files.cohort_parquet.exists():
         return last  # only the release is missing, if anything
+    for folder in (out, StateFolder(consortium).path):
+        require_space(folder, f"free space, then {last.continuation}")
+    last.runs().stop(last.run)
     settings = last.load_settings()
     bundle = build_bundle()
     try:
@@ -147,6 +167,33 @@ def stop(out: Path, consortium: Path) -> None:
     last.runs().stop(last.run)
     protocol = last.protocol()
     audit_of(last.consortium).append("stop", study=protocol.study.study.name, digest=protocol.digest, run=last.run)
+
+
+def require_space(folder: Path, fix: str) -> None:
+    """`OutputError` with `fix` if the disk under `folder` is full."""
+    if shutil.disk_usage(folder).free < LEAST_FREE_BYTES:
+        raise OutputError(f"{folder}: the disk is full", fix=fix)
+
+
+def require_valid_certificate(consortium: Path) -> None:
+    """`OutputError` if the server's certificate is out of date: then nobody speaks with the SuperLink."""
+    path = consortium / "server.pem"
+    for certificate in read_certificates(path, OutputError):
+        try:
+            check_dates(path, certificate, OutputError)
+        except OutputError as error:
+            fix = "`cohortium renew-certificate`, restart `cohortium start-superlink`, then `cohortium resume`"
+            raise OutputError(error.message, fix=fix) from None
+
+
+def _is_abandoned(last: Launch, state: RunState) -> bool:
+    """Whether the executor gave a run up and could not say so, on a full disk for instance."""
+    deadline = time.monotonic() + STATE_SECONDS
+    while state.status == "running" and not last.in_hand:
+        if time.monotonic() > deadline:
+            return True
+        time.sleep(POLL_SECONDS)
+    return False
 
 
 def check_study(protocol: Protocol, consortium: Path, sites: int | None) -> int:
@@ -214,7 +261,7 @@ def follow(
     runs, files = started.runs(), started.files
     seen, waiting, asked, last_heard, queued = 0, {}, 0.0, time.monotonic(), False
     state: RunState | None = None
-    began = last_heard
+    began = held = last_heard
     try:
         while True:
             now = time.monotonic()
@@ -223,6 +270,7 @@ def follow(
                 try:
                     state, last_heard = runs.state(started.run), now
                 except FederationError:
+                    require_valid_certificate(started.consortium)
                     on_state("the SuperLink does not answer; waiting for it")
                     if now - last_heard > UNREACHABLE_SECONDS:
                         raise
@@ -244,14 +292,16 @@ def follow(
             if found != waiting:
                 waiting = found
                 on_waiting(waiting)
-            if over or (state is None and last_heard == asked):
+            if started.in_hand or state is None or state.status != "running":
+                held = now
+            if over or (state is None and last_heard == asked) or now - held > ABANDONED_SECONDS:
                 break
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
         raise DetachedError(
             f"no longer following; the study goes on at the SuperLink ({seen} round(s) finished)",
-            fix=f"follow it again with `cohortium resume {files.out} --consortium {started.consortium}`, or end it with"
-            f" `cohortium stop {files.out} --consortium {started.consortium}`",
+            fix=f"follow it again with {started.continuation}, or end it with `cohortium stop {files.out} --consortium"
+            f" {started.consortium}`",
         ) from None
     raise_failure(started, state, seen)
 
@@ -259,21 +309,23 @@ def follow(
 def raise_failure(started: Launch, state: RunState | None, rounds: int) -> None:
     """Nothing if the run left its cohort; otherwise why it did not."""
     files = started.files
+    made = files.cohort_csv.exists() and files.cohort_parquet.exists()
+    if not made:  # whatever the ServerApp stumbled over then
+        for folder in (files.out, StateFolder(started.consortium).path):
+            require_space(folder, f"free space, then {started.continuation}")
     if files.failure.exists():
         failure = json.loads(files.failure.read_text(encoding="utf-8"))
         error = FederationError(failure["message"], fix=failure["fix"])
         error.exit_code = ExitCode(failure["exit_code"])
         raise error
-    if files.cohort_csv.exists() and files.cohort_parquet.exists():
+    if made:
         return
-    if shutil.disk_usage(files.out).free < LEAST_FREE_BYTES:
-        raise OutputError(f"{files.out}: the disk is full", fix="free space, then `cohortium resume`")
     outcome = (
         "is not known to the SuperLink" if state is None else f"ended early ({state.outcome or 'no reason given'})"
     )
     raise FederationError(
         f"run {started.run} {outcome} after {rounds} finished round(s)",
-        fix=f"`cohortium resume {files.out} --consortium {started.consortium}` goes on from there; what the executor"
+        fix=f"{started.continuation} goes on from there; what the executor"
         " said is in the output of `cohortium start-superlink`",
     )
 

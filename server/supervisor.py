@@ -113,7 +113,12 @@ def check_certificate(consortium: Path, private: str) -> None:
     check_ca(consortium / "ca.pem", OutputError)
     read_private_file(consortium / "server.key", SERVER_KEY)
     for certificate in read_certificates(consortium / "server.pem", OutputError):
-        check_dates(consortium / "server.pem", certificate, OutputError)
+        try:
+            check_dates(consortium / "server.pem", certificate, OutputError)
+        except OutputError as error:
+            raise OutputError(
+                error.message, fix="`cohortium renew-certificate`, or correct this machine's clock"
+            ) from None
     host, _ = split_address(private, "--private")
     chain, key, ca = (str(consortium / name) for name in ("server.pem", "server.key", "ca.pem"))
     problem = handshake_problem(chain, key, ca, host)

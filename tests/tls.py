@@ -9,8 +9,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+
+from common.certificates import check_ca
+from common.errors import OutputError
+from common.keys import load_p384
+from server.authority import issue
+from server.consortium import CA_KEY, SERVER_KEY
 
 
 def certificate(
@@ -87,3 +93,11 @@ def greet(port: int, ca: Path, name: str, flags: ssl.VerifyFlags = ssl.VerifyFla
                 return secure.recv(5).decode()
         except ssl.SSLCertVerificationError as error:
             return error.verify_message
+
+
+def certify(consortium: Path, host: str, until: datetime) -> None:
+    """Give the server of a consortium a certificate of its CA that ends then."""
+    ca = check_ca(consortium / "ca.pem", OutputError)[0]
+    ca_key, key = load_p384(consortium / "ca.key", CA_KEY), load_p384(consortium / "server.key", SERVER_KEY)
+    made = issue(ca, ca_key, key.public_key(), [host], 1, until - timedelta(days=1))
+    (consortium / "server.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))

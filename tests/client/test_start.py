@@ -30,7 +30,7 @@ from client.site_status import render_status, site_status
 from client.start import SILENT_FOR, Options, Run, Supervisor
 from client.supernode import Contact, after, patch, read_contact
 from client.trouble import Trouble
-from common.errors import FederationError, SiteError, UsageError
+from common.errors import FederationError, SiteError
 from server.consortium import init_consortium
 from tests.client.hospital import table
 from tests.tls import serving

@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from server.runs import RunState
 from server.status import coordinator_status
 from server.witness import Seen
 from tests.server.federation import MEMBERS
+from tests.tls import certify
 
 SCHEMA = {
     "fields": [
@@ -248,7 +250,55 @@ def test_ctrl_c_detaches(home: Path, runs: FakeRuns, tmp_path: Path) -> None:
 
 def test_resume_follows_a_run_that_goes_on(home: Path, runs: FakeRuns, tmp_path: Path) -> None:
     started = launch(make_protocol(), home, tmp_path / "out")
+    StateFolder(home).serving.write_text(json.dumps({"run": started.run}))
     assert resume(tmp_path / "out", home) == started and len(runs.configs) == 1
+
+
+def test_resume_ends_a_run_that_the_executor_gave_up_and_starts_anew(
+    home: Path, runs: FakeRuns, tmp_path: Path
+) -> None:
+    started = launch(make_protocol(), home, tmp_path / "out")
+    StateFolder(home).serving.write_text(json.dumps({"run": "another"}))
+    again = resume(tmp_path / "out", home)
+    assert again.run != started.run and runs.states[started.run].outcome == "stopped"
+
+
+def test_a_run_that_nobody_has_in_hand_is_not_followed_for_ever(
+    home: Path, runs: FakeRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launching, "ABANDONED_SECONDS", 0.1)
+    started = launch(make_protocol(), home, tmp_path / "out")
+    with pytest.raises(FederationError, match="ended early") as caught:
+        follow(started, nothing, nothing, nothing)
+    assert started.continuation in caught.value.fix
+
+
+def test_a_full_disk_is_named_whatever_the_run_stumbled_over(
+    home: Path, runs: FakeRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = launch(make_protocol(), home, tmp_path / "out")
+    outcome(started.files, 1, cohort=False)
+    runs.finish(started.run, "failed")
+    started.files.failure.write_text(json.dumps({"exit_code": 8, "message": "no replies", "fix": "look"}))
+    monkeypatch.setattr(launching, "LEAST_FREE_BYTES", 1 << 62)
+    with pytest.raises(OutputError, match="the disk is full"):
+        follow(started, nothing, nothing, nothing)
+    with pytest.raises(OutputError, match="the disk is full"):
+        resume(tmp_path / "out", home)
+    with pytest.raises(OutputError, match="the disk is full"):
+        launch(make_protocol(), home, tmp_path / "other")
+    assert not (tmp_path / "other").exists() and len(runs.configs) == 1
+    outcome(started.files)
+    assert resume(tmp_path / "out", home) == started, "a finished study can still be looked at"
+
+
+def test_a_certificate_that_has_expired_is_named(home: Path, runs: FakeRuns, tmp_path: Path) -> None:
+    started = launch(make_protocol(), home, tmp_path / "out")
+    certify(home, "127.0.0.1", datetime.now(UTC) - timedelta(minutes=1))
+    runs.down = True
+    with pytest.raises(OutputError, match="expired at") as caught:
+        follow(started, nothing, nothing, nothing)
+    assert "renew-certificate" in caught.value.fix
 
 
 def test_resume_starts_anew_from_the_checkpoint(home: Path, runs: FakeRuns, tmp_path: Path) -> None:

@@ -171,7 +171,11 @@ def stop(out: Path, consortium: Path) -> None:
 
 def require_space(folder: Path, fix: str) -> None:
     """`OutputError` with `fix` if the disk under `folder` is full."""
-    if shutil.disk_usage(folder).free < LEAST_FREE_BYTES:
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:  # not there: who needs it says so
+        return
+    if free < LEAST_FREE_BYTES:
         raise OutputError(f"{folder}: the disk is full", fix=fix)
 
 

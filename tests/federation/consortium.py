@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from client.site import load_site
 from common.privacy.ledger import Ledger
 from common.privacy.ledger_keys import load_key
 from tests.federation.processes import (
+    SITE,
     Network,
     Processes,
     children_of,
@@ -32,13 +34,6 @@ from tests.federation.processes import (
 )
 
 SITES = ["anna", "berta", "clara", "dora"]
-START_SITE = """
-import sys
-from pathlib import Path
-from client.start import Options, start
-folder = Path(sys.argv[1])
-start(Options(folder / "site.toml", folder / "connection.toml"))
-"""
 SCHEMA = {
     "fields": [
         {"name": "age", "type": "number", "constraints": {"required": True, "minimum": 0, "maximum": 100}},
@@ -59,7 +54,7 @@ batch_size = 16
 local_epochs = 1
 min_sites = 3
 join_timeout = 90.0
-round_timeout = 60.0
+round_timeout = {round_timeout}
 [privacy]
 delta = 1e-4
 [release]
@@ -82,8 +77,9 @@ class Consortium:
         self.running.coordinator("superlink", "start-superlink", "--consortium", self.home, *addresses)
         wait_for(lambda: "ready; the code" in self.log("superlink"), 90, lambda: self.log("superlink"))
 
-    def start_site(self, name: str) -> None:
-        self.running.start(name, [sys.executable, "-P", "-c", START_SITE, str(self.folder / name)])
+    def start_site(self, name: str, **environment: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-P", "-c", SITE, "start", "--site", str(self.folder / name / "site.toml")]
+        return self.running.start(name, command, **environment)
 
     def enrol(self, name: str) -> None:
         rows = "".join(f"{random.gauss(50, 10):.1f},{random.choice('fm')}\n" for _ in range(40))
@@ -96,14 +92,14 @@ class Consortium:
         request = site / f"enrolment-{name}.json"
         cohortium("enrol", request, "--consortium", self.home, "--superlink", self.private)
 
-    def study(self, name: str, rounds: int) -> Path:
+    def study(self, name: str, rounds: int, round_timeout: float = 60.0) -> Path:
         (self.folder / "schema.json").write_text(json.dumps(SCHEMA))
         path = self.folder / f"{name}.toml"
-        path.write_text(STUDY.format(name=name, rounds=rounds))
+        path.write_text(STUDY.format(name=name, rounds=rounds, round_timeout=round_timeout))
         return path
 
-    def launch(self, name: str, rounds: int) -> Path:
-        out, study = self.folder / f"out-{name}", self.study(name, rounds)
+    def launch(self, name: str, rounds: int, round_timeout: float = 60.0, out: Path | None = None) -> Path:
+        out, study = out or self.folder / f"out-{name}", self.study(name, rounds, round_timeout)
         self.running.coordinator(f"launch-{name}", "launch", study, "--consortium", self.home, "--out", out)
         return out
 
@@ -116,9 +112,9 @@ class Consortium:
             approvals.decide(request.kind, request.digest, verdict, by="steward", reason="test", key=key)
         return {request.kind for request in waiting}
 
-    def approve_all(self, seconds: float = 90.0) -> None:
-        """First the bundle, then the study, at every site."""
-        open_at = set(SITES)
+    def approve_all(self, seconds: float = 90.0, sites: Sequence[str] = SITES) -> None:
+        """First the bundle, then the study, at every one of `sites`."""
+        open_at = set(sites)
         deadline = time.monotonic() + seconds
         while open_at:
             assert time.monotonic() < deadline, f"{open_at} were not asked: {self.log('superlink')[-3000:]}"
@@ -155,8 +151,13 @@ class Consortium:
 
 
 @contextmanager
-def running_consortium(folder: Path, sites: Sequence[str] = SITES) -> Iterator[Consortium]:
-    """A SuperLink with enrolled sites that have started, in `folder`; all of it ends with the context."""
+def running_consortium(
+    folder: Path, sites: Sequence[str] = SITES, prepare: Callable[[Consortium], None] | None = None
+) -> Iterator[Consortium]:
+    """A SuperLink with enrolled sites that have started, in `folder`; all of it ends with the context.
+
+    `prepare` may change the consortium's folder before its SuperLink starts.
+    """
     try:
         network = Network(list(sites))
     except OSError:
@@ -164,6 +165,8 @@ def running_consortium(folder: Path, sites: Sequence[str] = SITES) -> Iterator[C
     try:
         with processes(folder / "logs", network.prefix if network else None) as running:
             made = Consortium(folder, running, network)
+            if prepare is not None:
+                prepare(made)
             made.start_superlink()
             with ThreadPoolExecutor(2) as hands:
                 list(hands.map(made.enrol, sites))

@@ -9,6 +9,7 @@ from flwr.app import Message
 
 from common.messages import ReleaseReply, Status, TrainReply
 from common.records import MessageError
+from server.grid import error_words
 from server.witness import Witness
 
 NO_REPLY = "no reply before the deadline"
@@ -35,7 +36,7 @@ def collect_replies(
             continue  # not asked, no longer enrolled, or a second answer: the first one counts
         try:
             if message.has_error():
-                raise MessageError(f"Flower reports error {message.error.code}")  # its text may quote a site's data
+                raise MessageError(error_words(message.error.code))  # its own text may quote a site's data
             answers[site] = read(site, message)
         except MessageError as error:
             dropped[site] = str(error)

@@ -22,11 +22,15 @@ from common.errors import FederationError
 from server.processes import end_with_parent, quiet_routine, split_address, use_json_logs
 
 FLEET = "/v1/fleet/"
+PULL_MESSAGES = "/v1/fleet/pull-messages"
 PUSH_MESSAGES = "/v1/fleet/push-messages"
 PUSH_OBJECT = "/v1/fleet/push-object"
-# Flower cuts what it sends into chunks of 5 MiB.
 LARGEST_REQUEST = 8 << 20
+# What announces a reply names its objects and holds none; the SuperLink makes a row of its database for each.
+LARGEST_ANNOUNCEMENT = 64 << 10
 BODY_SECONDS = 120.0
+# A connection that is closed on unread data is reset: the sender hears no 413, and Flower's SuperNode tries for ever.
+MOST_DISCARDED, QUIET_SECONDS = 512 << 20, 1.0
 MOST_CONNECTIONS = 2000
 KEY_HEADER = b"flwr-public-key"
 
@@ -43,8 +47,9 @@ class TooLargeError(Exception):
 class FleetOnly:
     """What the sites reach: an ASGI application that passes on well-formed requests to `paths` and answers 404 else.
 
-    A request has at most LARGEST_REQUEST bytes. The objects that a node sends for one message (after `PUSH_MESSAGES`)
-    have at most `reply_bytes`; only what Flower took, whose signature therefore held, is counted against a key.
+    A request has at most LARGEST_REQUEST bytes. The objects that a node sends for one message that it was given have at
+    most `reply_bytes`, however often it announces a reply, and be they one or many; only what Flower took, whose
+    signature therefore held, is counted against a key, and only such a key may send an object of that size.
     """
 
     def __init__(self, app: App, paths: frozenset[str], reply_bytes: int) -> None:
@@ -52,6 +57,8 @@ class FleetOnly:
         self.paths = paths
         self.reply_bytes = reply_bytes
         self._sent: dict[bytes, int] = {}
+        self._known: set[bytes] = set()
+        self._given: set[bytes] = set()  # nodes that were given a message since they last announced a reply
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -70,34 +77,52 @@ class FleetOnly:
         node = headers.get(KEY_HEADER, b"")
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                body = await _read(headers, receive)
+                body = await _read(headers, receive, self._limit(path, node))
         except TooLargeError:
+            await _discard(receive)
             await _answer(send, 413)
             return
         except (TimeoutError, ConnectionError):
             await _answer(send, 408)
             return
-        sent = 0 if path == PUSH_MESSAGES else self._sent.get(node, 0)
-        if path == PUSH_OBJECT:
-            sent += len(body)
-        if sent > self.reply_bytes:
+        size = len(body) if path == PUSH_OBJECT else 0
+        if size and self._sent.get(node, 0) + size > self.reply_bytes:
             await _answer(send, 413)
             return
-        await self.app(scope, _replay(body, receive), self._counting(send, node, sent))
+        await self.app(scope, _replay(body, receive), self._counting(send, node, path, size))
 
-    def _counting(self, send: Send, node: bytes, sent: int) -> Send:
+    def _limit(self, path: str, node: bytes) -> int:
+        """The most bytes of one request."""
+        if path == PUSH_MESSAGES:
+            return LARGEST_ANNOUNCEMENT
+        return (
+            max(LARGEST_REQUEST, self.reply_bytes) if path == PUSH_OBJECT and node in self._known else LARGEST_REQUEST
+        )
+
+    def _counting(self, send: Send, node: bytes, path: str, size: int) -> Send:
+        taken = False
+
         async def counted(event: MutableMapping[str, Any]) -> None:
+            nonlocal taken
             if event["type"] == "http.response.start" and event["status"] < 400:
-                self._sent[node] = sent
+                taken = True
+                self._known.add(node)
+                if path == PUSH_MESSAGES and node in self._given:
+                    self._given.remove(node)
+                    self._sent[node] = 0
+                elif path == PUSH_OBJECT:
+                    self._sent[node] = self._sent.get(node, 0) + size
+            elif taken and path == PULL_MESSAGES and event.get("body"):  # the answer that there is none is empty
+                self._given.add(node)
             await send(event)
 
         return counted
 
 
-async def _read(headers: dict[bytes, bytes], receive: Receive) -> bytes:
-    """The whole body; `TooLargeError` as soon as it is known to be too large, `ConnectionError` if it breaks off."""
+async def _read(headers: dict[bytes, bytes], receive: Receive, limit: int) -> bytes:
+    """The whole body; `TooLargeError` as soon as it exceeds `limit` bytes, `ConnectionError` if it breaks off."""
     declared = headers.get(b"content-length", b"0")
-    if not declared.isdigit() or int(declared) > LARGEST_REQUEST:
+    if not declared.isdigit() or int(declared) > limit:
         raise TooLargeError
     body = bytearray()
     while True:
@@ -105,10 +130,22 @@ async def _read(headers: dict[bytes, bytes], receive: Receive) -> bytes:
         if event["type"] != "http.request":
             raise ConnectionError
         body += event.get("body", b"")
-        if len(body) > LARGEST_REQUEST:
+        if len(body) > limit:
             raise TooLargeError
         if not event.get("more_body", False):
             return bytes(body)
+
+
+async def _discard(receive: Receive) -> None:
+    """Read on for a while and keep nothing, so that the sender hears the answer."""
+    left = MOST_DISCARDED
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(BODY_SECONDS):
+            while left > 0:
+                event = await asyncio.wait_for(receive(), QUIET_SECONDS)
+                if event["type"] != "http.request" or not event.get("more_body", False):
+                    return
+                left -= len(event.get("body", b""))
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -23,18 +23,31 @@ from common.errors import CohortiumError, FederationError, OutputError, UsageErr
 from server import superlink, supervisor
 from server.consortium import init_consortium
 from server.processes import JsonFormatter, StateFolder, split_address
-from server.superlink import LARGEST_REQUEST, PUSH_MESSAGES, PUSH_OBJECT, FleetOnly, fleet_paths, require_seam
+from server.superlink import (
+    LARGEST_ANNOUNCEMENT,
+    LARGEST_REQUEST,
+    PULL_MESSAGES,
+    PUSH_MESSAGES,
+    PUSH_OBJECT,
+    FleetOnly,
+    fleet_paths,
+    require_seam,
+)
 from server.supervisor import check_certificate, require_loopback, start_superlink
 
-PATHS = frozenset({PUSH_MESSAGES, PUSH_OBJECT, "/v1/fleet/pull-messages"})
+PATHS = frozenset({PUSH_MESSAGES, PUSH_OBJECT, PULL_MESSAGES})
 BUDGET = 3 << 20
 
 
 class Behind:
-    """The application behind the gate: takes down what reaches it, answers 200, or 401 without a key."""
+    """The application behind the gate: takes down what reaches it, answers 200, or 401 without a key.
+
+    `messages` is how often somebody who asks for a message is given one.
+    """
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, int]] = []
+        self.messages = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         body, more = b"", True
@@ -42,24 +55,32 @@ class Behind:
             event = await receive()
             body, more = body + event.get("body", b""), event.get("more_body", False)
         self.seen.append((scope["path"], len(body)))
-        status = 200 if dict(scope["headers"]).get(b"flwr-public-key") else 401
-        await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
-        await send({"type": "http.response.body", "body": b""})
+        status, answer = 200 if dict(scope["headers"]).get(b"flwr-public-key") else 401, b""
+        if scope["path"] == PULL_MESSAGES and self.messages:
+            self.messages, answer = self.messages - 1, b"message"
+        head = [(b"content-length", str(len(answer)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": head})
+        await send({"type": "http.response.body", "body": answer})
+
+
+@contextlib.contextmanager
+def serving(gate: Any) -> Iterator[int]:
+    """The port on which `gate` listens."""
+    server = uvicorn.Server(uvicorn.Config(gate, host="127.0.0.1", port=0, lifespan="off", log_level="error"))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield server.servers[0].sockets[0].getsockname()[1]
+    server.should_exit = True
+    thread.join(10)
 
 
 @pytest.fixture
 def gate() -> Iterator[tuple[Behind, int]]:
     behind = Behind()
-    server = uvicorn.Server(
-        uvicorn.Config(FleetOnly(behind, PATHS, BUDGET), host="127.0.0.1", port=0, lifespan="off", log_level="error")
-    )
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield behind, server.servers[0].sockets[0].getsockname()[1]
-    server.should_exit = True
-    thread.join(10)
+    with serving(FleetOnly(behind, PATHS, BUDGET)) as port:
+        yield behind, port
 
 
 def ask(port: int, head: str, body: bytes = b"", *, key: str = "k") -> int:
@@ -128,6 +149,22 @@ def test_the_fleet_api_is_served_with_its_whole_body(gate: tuple[Behind, int]) -
     assert behind.seen == [("/v1/fleet/pull-messages", 300_000)]
 
 
+def test_who_sends_far_too_much_hears_the_answer(gate: tuple[Behind, int]) -> None:
+    """All of it is taken off the wire and nothing kept, so that the connection is not reset under the answer."""
+    behind, port = gate
+    assert ask(port, f"POST {PUSH_OBJECT}", bytes(5 * LARGEST_REQUEST)) == 413 and behind.seen == []
+
+
+def test_a_known_node_may_send_a_whole_reply_as_one_object() -> None:
+    behind, large = Behind(), 2 * LARGEST_REQUEST
+    with serving(FleetOnly(behind, PATHS, 3 * LARGEST_REQUEST)) as port:
+        assert ask(port, f"POST {PUSH_OBJECT}", bytes(large)) == 413
+        assert ask(port, f"POST {PULL_MESSAGES}") == 200
+        assert ask(port, f"POST {PUSH_OBJECT}", bytes(large)) == 200
+        assert ask(port, f"POST {PUSH_OBJECT}", bytes(large)) == 413
+        assert ask(port, f"POST {PULL_MESSAGES}", bytes(large)) == 413
+
+
 def test_a_request_that_declares_too_much_is_not_even_read(gate: tuple[Behind, int]) -> None:
     behind, port = gate
     head = f"POST {PUSH_OBJECT} HTTP/1.1\r\nHost: x\r\nContent-Length: {LARGEST_REQUEST + 1}\r\n\r\n"
@@ -146,12 +183,35 @@ def test_a_request_without_a_declared_size_is_cut_at_the_limit(gate: tuple[Behin
 
 def test_what_a_node_sends_for_one_message_is_bounded(gate: tuple[Behind, int]) -> None:
     behind, port = gate
-    part = b"x" * (1 << 20)
+    part, behind.messages = b"x" * (1 << 20), 2
     for _ in range(2):
+        assert ask(port, f"POST {PULL_MESSAGES}") == 200
         assert ask(port, f"POST {PUSH_MESSAGES}") == 200
         assert [ask(port, f"POST {PUSH_OBJECT}", part) for _ in range(4)] == [200, 200, 200, 413]
     assert ask(port, f"POST {PUSH_OBJECT}", part, key="another") == 200
     assert sum(size for path, size in behind.seen if path == PUSH_OBJECT) == 7 << 20
+
+
+def test_announcing_a_reply_again_does_not_renew_what_a_node_may_send(gate: tuple[Behind, int]) -> None:
+    behind, port = gate
+    part = b"x" * (1 << 20)
+    sent = [
+        ask(port, f"POST {target}", part if target == PUSH_OBJECT else b"")
+        for target in [PUSH_MESSAGES, PUSH_OBJECT] * 5
+    ]
+    assert sent[1::2] == [200, 200, 200, 413, 413]
+    assert ask(port, f"POST {PULL_MESSAGES}") == ask(port, f"POST {PUSH_MESSAGES}") == 200, "it was given no message"
+    assert ask(port, f"POST {PUSH_OBJECT}", part) == 413
+    behind.messages = 1
+    assert ask(port, f"POST {PULL_MESSAGES}") == ask(port, f"POST {PUSH_MESSAGES}") == 200
+    assert ask(port, f"POST {PUSH_OBJECT}", part) == 200
+
+
+def test_an_announcement_holds_no_more_than_names(gate: tuple[Behind, int]) -> None:
+    behind, port = gate
+    assert ask(port, f"POST {PUSH_MESSAGES}", b"x" * LARGEST_ANNOUNCEMENT) == 200
+    assert ask(port, f"POST {PUSH_MESSAGES}", b"x" * (LARGEST_ANNOUNCEMENT + 1)) == 413
+    assert behind.seen == [(PUSH_MESSAGES, LARGEST_ANNOUNCEMENT)]
 
 
 def test_a_stranger_cannot_use_up_the_budget_of_a_node(gate: tuple[Behind, int]) -> None:

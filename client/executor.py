@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from client.gate import Gate, refusal, status_in
-from client.tasks import Task, Tasks, TransportError
+from client.tasks import GoneError, Task, Tasks, TransportError
 from client.worker import TIME_LIMIT, Worker, WorkerLostError, end_with_parent
 from common.messages import Status
 
@@ -26,8 +26,12 @@ POLL, IDLE_POLL = 0.05, 0.5  # seconds between questions to the SuperNode: a fif
 PATIENCE = 1.0  # between attempts to reach a SuperNode that is not up yet
 
 
-class Stopped(Exception):  # noqa: N818 - an event, not an error
+class Stopped(BaseException):  # an event, which no handler of errors may swallow
     """SIGTERM arrived."""
+
+
+class UnansweredError(Exception):
+    """A message that this process took cannot be answered."""
 
 
 class Executor:
@@ -71,9 +75,12 @@ class Executor:
                 self.serve(task)
         except Stopped:
             raise
-        except TransportError as error:
+        except GoneError as error:
             say("task-lost", reason=type(error).__name__)
-        except Exception as error:  # Flower's own, from an object that cannot be read
+        except Exception as error:  # Flower's own
+            if task.owed:  # the SuperNode would wait for ever; whoever started this process starts both anew
+                say("unanswered", reason=type(error).__name__)
+                raise UnansweredError from None
             say("task-failed", reason=type(error).__name__)
         return True
 
@@ -132,6 +139,8 @@ def main() -> None:
     except Stopped:
         say("stopped")
         sys.exit(0)
+    except UnansweredError:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

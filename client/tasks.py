@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode, SubStatus
-from flwr.common.serde import context_from_proto, context_to_proto
+from flwr.common.serde import context_from_proto, context_to_proto, message_from_proto
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
@@ -38,6 +38,7 @@ from flwr.supernode.runtime.run_clientapp import push_message
 
 HEARTBEAT = 10.0
 TransportError = httpx.HTTPError
+GoneError = httpx.TransportError  # no answer at all, while a `TransportError` may also be a refusal
 
 
 class Tasks:
@@ -71,6 +72,7 @@ class Task:
         self._context: Context | None = None
         self._stop = threading.Event()
         self._answered = False
+        self.owed = False  # the SuperNode has given its message away, and waits for the answer without end
 
     def __enter__(self) -> Task:
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
@@ -96,21 +98,33 @@ class Task:
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = pulled.task_id, self.run, self.node
         messages = self._client.PullMessages(PullAppMessagesRequest())
         tree, node = messages.message_object_trees[0], Node(node_id=self.node)
-        # The SuperNode offers a task before it holds all objects of its message, and drops a message that is confirmed
-        # too early: pull every object first, whatever the answer will be. This function does, and then confirms.
-        self._message = pull_and_inflate_object_from_tree(
-            tree,
-            make_pull_object_fn_protobuf(self._client.PullObject, node, self.run),
-            make_confirm_message_received_fn_protobuf(self._client.ConfirmMessageReceived, node, self.run),
-            return_type=Message,
-            # A run that ends while its objects are pushed never finishes them: not to be waited for without end.
-            initial_backoff=0.02,
-            backoff_cap=1.0,
-            max_time=20.0,
-        )
+        self._message, self.content = message_from_proto(messages.messages_list[0]), RecordDict()
         self._message.metadata.__dict__["_message_id"] = tree.object_id
         self.kind = str(self._message.metadata.message_type)
-        self.content = self._message.content if self._message.has_content() else RecordDict()
+        confirm = make_confirm_message_received_fn_protobuf(self._client.ConfirmMessageReceived, node, self.run)
+
+        def confirmed(identity: str) -> None:
+            confirm(identity)
+            self.owed = True
+
+        # The SuperNode offers a task before it holds all objects of its message, and drops a message that is confirmed
+        # too early: pull every object first, whatever the answer will be. This function does, and then confirms.
+        try:
+            message = pull_and_inflate_object_from_tree(
+                tree,
+                make_pull_object_fn_protobuf(self._client.PullObject, node, self.run),
+                confirmed,
+                return_type=Message,
+                # A run that ends while its objects are pushed never finishes them: not to be waited for without end.
+                initial_backoff=0.02,
+                backoff_cap=1.0,
+                max_time=20.0,
+            )
+            self.content = message.content if message.has_content() else RecordDict()
+        except Exception:
+            if not self.owed:
+                raise
+            # All of it is here, and is no message: answered like an empty one, since the SuperNode waits for an answer.
 
     def answer(self, content: RecordDict | None) -> None:
         """Send the reply; without content Flower's error 7, for a message that is none of ours."""
@@ -120,7 +134,7 @@ class Task:
         else:
             reply = Message(content=content, reply_to=self._message)
         push_message(self._client, reply, self._context)
-        self._answered = True
+        self._answered, self.owed = True, False
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT):

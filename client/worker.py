@@ -77,9 +77,12 @@ class Worker:
         if verdict != DONE:
             raise WorkerLostError("client.app raised")
         self._crashes = 0
-        message = ProtoRecordDict()
-        message.ParseFromString(data)
-        return recorddict_from_proto(message)
+        try:
+            message = ProtoRecordDict()
+            message.ParseFromString(data)
+            return recorddict_from_proto(message)
+        except Exception:  # whatever the libraries make of bytes that are none of ours
+            raise WorkerLostError("the worker's reply cannot be read") from None
 
     def stop(self) -> None:
         """End the process; a message in progress is lost to it."""

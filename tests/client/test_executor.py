@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,16 +11,26 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Metadata, RecordDict
+from flwr.app.message import make_message
+from flwr.common.serde import context_to_proto, message_to_proto
+from flwr.proto.message_pb2 import ObjectTree, PullObjectResponse
+from flwr.proto.runtime_pb2 import PullAppMessagesResponse, PullTaskInputResponse
+from flwr.supercore.constant import TaskType
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
+from flwr.supercore.task_identity import TaskIdentity
 
 from client.bundles import LARGEST_BUNDLE, MOST_WAITING, BundleStore
-from client.executor import Executor
+from client.executor import Executor, UnansweredError
 from client.gate import refusal, status_in
-from client.worker import Worker, WorkerLostError
+from client.tasks import Task
+from client.worker import DONE, READY, Worker, WorkerLostError
 from common.audit import read_audit
 from common.messages import JOIN, RELEASE, REPLY_FIELDS, TRAIN, JoinReply, ReleaseReply, Status, TrainReply
 from common.records import HEADER
@@ -251,6 +262,96 @@ def test_a_lost_worker_is_answered_at_once(site: Stewarded) -> None:
     assert (found.status, found.study, found.round) == (Status.INTERNAL_ERROR, PROTOCOL.digest, 2)
 
 
+class OneTask:
+    """A SuperNode with one task, whose answer it does not take; `owed` once the message was given away."""
+
+    def __init__(self, owed: bool, error: Exception) -> None:
+        self.owed, self.error = owed, error
+
+    def claim(self) -> Any:
+        return self
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def pull(self) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("owed", "error", "event"),
+    [
+        (False, ValueError(), "task-failed"),
+        (True, ValueError(), "unanswered"),
+        (
+            True,
+            httpx.HTTPStatusError("413", request=httpx.Request("POST", "http://x"), response=httpx.Response(413)),
+            "unanswered",
+        ),
+        (True, httpx.ConnectError("gone"), "task-lost"),
+    ],
+)
+def test_a_message_that_cannot_be_answered_ends_the_executor(
+    site: Stewarded, capsys: pytest.CaptureFixture[str], owed: bool, error: Exception, event: str
+) -> None:
+    executor = Executor(OneTask(owed, error), site.gate, FakeWorker())  # type: ignore[arg-type]
+    with pytest.raises(UnansweredError) if event == "unanswered" else nullcontext():
+        assert executor._step()
+    said = [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()]
+    assert said == ["supernode-reached", "received", event]
+
+
+class SuperNode:
+    """The Runtime API with one message, whose objects are `contents`; takes down what is confirmed."""
+
+    def __init__(self, contents: dict[str, bytes], tree: ObjectTree, about: Metadata) -> None:
+        self.contents, self.tree, self.confirmed = contents, tree, list[str]()
+        self.message = message_to_proto(make_message(about, content=RecordDict()))
+
+    def PullTaskInput(self, _: Any) -> PullTaskInputResponse:  # noqa: N802
+        context = Context(run_id=1, node_id=2, node_config={}, state=RecordDict(), run_config={})
+        return PullTaskInputResponse(context=context_to_proto(context), task_id=3)
+
+    def PullMessages(self, _: Any) -> PullAppMessagesResponse:  # noqa: N802
+        return PullAppMessagesResponse(messages_list=[self.message], message_object_trees=[self.tree])
+
+    def PullObject(self, request: Any) -> PullObjectResponse:  # noqa: N802
+        content = self.contents.get(request.object_id)
+        return PullObjectResponse(
+            object_found=content is not None, object_available=content is not None, object_content=content or b""
+        )
+
+    def ConfirmMessageReceived(self, request: Any) -> None:  # noqa: N802
+        self.confirmed.append(request.message_object_id)
+
+
+def pulled(contents: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Task:
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, None)
+    about = Metadata(1, "root", 1, 2, "", "", 0.0, 60.0, JOIN)
+    return Task(SuperNode(contents, ObjectTree(object_id="root"), about), TaskType.CLIENT_APP)  # type: ignore[arg-type]
+
+
+def test_a_message_that_cannot_be_read_is_answered_like_an_empty_one(
+    site: Stewarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = pulled({"root": b"Message  4\x00\xff\xff\xff\xff"}, monkeypatch)
+    task.pull()
+    assert task.owed and task.kind == JOIN and task.content == RecordDict()
+    site.approve_all()
+    assert site.gate.judge(task.kind, task.content, BUNDLE)[1] in (Status.BAD_REQUEST, Status.AWAITING_APPROVAL)
+
+
+def test_a_message_that_is_not_here_whole_is_not_owed_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = pulled({}, monkeypatch)
+    with pytest.raises(ObjectPullError):
+        task.pull()
+    assert not task.owed
+
+
 @pytest.fixture
 def worker(site: Stewarded) -> Iterator[Worker]:
     made = Worker(site.hospital.folder / "site.toml", site.report, limit=60.0)
@@ -283,6 +384,25 @@ def test_a_real_worker_answers_dies_and_comes_back(
     threading.Timer(0.5, os.kill, (pid_of(site), signal.SIGKILL)).start()
     with pytest.raises(WorkerLostError):
         worker.ask(TRAIN, 1, 2, train_request())
+
+
+def test_a_worker_that_answers_garbage(site: Stewarded, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = multiprocessing.Pipe()
+
+    def answer() -> None:
+        theirs.send_bytes(READY)
+        for _ in range(2):
+            theirs.recv_bytes()
+        for part in (DONE, b"\xff" * 100):
+            theirs.send_bytes(part)
+
+    def start() -> None:
+        worker._pipe, worker._process = ours, subprocess.Popen(["sleep", "60"])
+        threading.Thread(target=answer, daemon=True).start()
+
+    monkeypatch.setattr(worker, "_start", start)
+    with pytest.raises(WorkerLostError, match="cannot be read"):
+        worker.ask(JOIN, 1, 2, join_request())
 
 
 def test_a_worker_that_hangs_is_killed(site: Stewarded, worker: Worker) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,7 @@ from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.superlink.grid import HttpGrid
 
 FIRST_WAIT, LONGEST_WAIT = 0.1, 1.0
+HANDS = 2  # replies that are fetched at a time
 # A message that nobody fetched in time must not be worked on later: it would cost a spend for a round that is over.
 GRACE = 5.0
 RETRY_SECONDS = 2.0
@@ -153,10 +155,12 @@ class QuickGrid(HttpGrid):
                 request = message.metadata.reply_to_message_id
                 if request in wanted:
                     self._arriving[request] = _Arriving(request, tree, [t.object_id for t in iterate_object_tree(tree)])
-        whole = {request: reply for request, reply in self._arriving.items() if self._gather(reply)}
-        for request in whole:
-            del self._arriving[request]
-        return [_read(reply) for reply in whole.values()]
+        arriving = list(self._arriving.values())
+        with ThreadPoolExecutor(HANDS) as hands:
+            whole = [reply for reply, done in zip(arriving, hands.map(self._gather, arriving), strict=True) if done]
+        for reply in whole:
+            del self._arriving[reply.request]
+        return [_read(reply) for reply in whole]
 
     def _gather(self, reply: _Arriving) -> bool:
         """Fetch what is here of a reply; whether there is nothing more to wait for."""

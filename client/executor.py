@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from client.gate import Gate, refusal, status_in
-from client.tasks import GoneError, Task, Tasks, TransportError
+from client.tasks import GoneError, ObjectPushError, Task, Tasks, TransportError
 from client.worker import TIME_LIMIT, Worker, WorkerLostError, end_with_parent
 from common.messages import Status
 
@@ -75,7 +75,7 @@ class Executor:
                 self.serve(task)
         except Stopped:
             raise
-        except GoneError as error:
+        except (GoneError, ObjectPushError) as error:  # the SuperNode ended, or has let go of a message that expired
             say("task-lost", reason=type(error).__name__)
         except Exception as error:  # Flower's own
             if task.owed:  # the SuperNode would wait for ever; whoever started this process starts both anew

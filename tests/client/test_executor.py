@@ -23,7 +23,7 @@ from flwr.common.serde import context_to_proto, message_to_proto
 from flwr.proto.message_pb2 import ObjectTree, PullObjectResponse
 from flwr.proto.runtime_pb2 import PullAppMessagesResponse, PullTaskInputResponse
 from flwr.supercore.constant import TaskType
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.bundles import LARGEST_BUNDLE, MOST_WAITING, BundleStore
@@ -292,6 +292,7 @@ class OneTask:
             "unanswered",
         ),
         (True, httpx.ConnectError("gone"), "task-lost"),
+        (True, ObjectPushError("object", 1, "session"), "task-lost"),
     ],
 )
 def test_a_message_that_cannot_be_answered_ends_the_executor(

@@ -10,7 +10,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -152,11 +152,15 @@ class Consortium:
 
 @contextmanager
 def running_consortium(
-    folder: Path, sites: Sequence[str] = SITES, prepare: Callable[[Consortium], None] | None = None
+    folder: Path,
+    sites: Sequence[str] = SITES,
+    prepare: Callable[[Consortium], None] | None = None,
+    environments: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Iterator[Consortium]:
     """A SuperLink with enrolled sites that have started, in `folder`; all of it ends with the context.
 
-    `prepare` may change the consortium's folder before its SuperLink starts.
+    `prepare` may change the consortium's folder before its SuperLink starts; `environments` are variables of single
+    sites' own environment.
     """
     try:
         network = Network(list(sites))
@@ -171,7 +175,7 @@ def running_consortium(
             with ThreadPoolExecutor(2) as hands:
                 list(hands.map(made.enrol, sites))
             for site in sites:
-                made.start_site(site)
+                made.start_site(site, **(environments or {}).get(site, {}))
             yield made
     finally:
         if network:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.server.tls import certify
 
 from client.ledger_statement import ledger_statement
 from common.audit import read_audit
@@ -25,7 +26,6 @@ from server.launch import Launch
 from tests.federation.consortium import SITES, Consortium, running_consortium
 from tests.federation.disks import Disk
 from tests.federation.processes import Network, cohortium, cohortium_site, lines, wait_for
-from tests.server.tls import certify
 
 pytestmark = pytest.mark.federation
 

@@ -5,6 +5,7 @@ simulate    wall-clock, peak memory and where the time goes in one `cohortium si
 training    milliseconds a training step, and what the spectral projection costs
 channel     quality against ε: rows of the stochastic channel beside rows of the latent prior
 generation  synthetic rows a second on one core, and memory for many rows
+deployment  a real consortium of many sites on this machine: seconds a round, processor time, memory, requests
 accounting  seconds that accountant and ledger take in a study of 18 sites and 60 rounds
 picture     the README's picture, from a finished `cohortium demo`
 """
@@ -28,6 +29,11 @@ def main() -> None:
     accounting = commands.add_parser("accounting", help="what accountant and ledger cost")
     accounting.add_argument("run", type=Path, nargs="?", help="finished `simulate` of 18 sites, for its wall-clock")
     accounting.add_argument("--wall-clock", type=float, help="seconds to compare with, instead of a run's")
+    deployment = commands.add_parser("deployment", help="what a round between many sites costs")
+    deployment.add_argument("folder", type=Path, help="new folder, or one of an earlier run with as many sites")
+    deployment.add_argument("--sites", type=int, default=30)
+    deployment.add_argument("--rounds", type=int, default=5)
+    deployment.add_argument("--idle", type=float, default=0.0, help="seconds to look at the idle consortium as well")
     picture = commands.add_parser("picture", help="the README's picture")
     picture.add_argument("demo", type=Path, help="the demo's output directory")
     picture.add_argument("png", type=Path, help="where to write the picture")
@@ -56,6 +62,8 @@ def main() -> None:
         from tests.bench.channel import run
     elif arguments.command == "generation":
         from tests.bench.generation import run
+    elif arguments.command == "deployment":
+        from tests.bench.deployment import run
     elif arguments.command == "accounting":
         from tests.bench.accounting import run
     else:

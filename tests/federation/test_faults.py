@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.server.tls import certify
+from tests.tls import certify
 
 from client.ledger_statement import ledger_statement
 from common.audit import read_audit

@@ -24,6 +24,7 @@ from typing import Any
 from client.worker import end_with_parent
 
 POLL = 0.1  # seconds between questions while messages come; a quarter of the quiet time after that, as Flower at most
+HELD = 1.0  # an empty answer that took so long was held back until there would be something: no reason to wait as well
 CONTACT_EVERY = 3.0
 
 
@@ -88,7 +89,18 @@ def patch(module: ModuleType) -> None:
     if getattr(module, "time", None) is time:
         module.time = waits  # type: ignore[attr-defined]
 
-    after(module, "_pull_and_store_message", lambda run: waits.busy() if run is not None else None)
+    pull = getattr(module, "_pull_and_store_message", None)
+    if pull is not None:
+
+        @functools.wraps(pull)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            started = time.monotonic()
+            run = pull(*args, **kwargs)
+            if run is not None or time.monotonic() - started >= HELD:
+                waits.busy()
+            return run
+
+        module._pull_and_store_message = timed  # type: ignore[attr-defined]
     after(module, "_push_messages", lambda _: waits.busy())
 
 

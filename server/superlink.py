@@ -19,6 +19,7 @@ from typing import Any
 import uvicorn
 
 from common.errors import FederationError
+from server.held import Announcing, Held, ask_and_hold, replay
 from server.processes import end_with_parent, quiet_routine, split_address, use_json_logs
 
 FLEET = "/v1/fleet/"
@@ -52,8 +53,9 @@ class FleetOnly:
     signature therefore held, is counted against a key, and only such a key may send an object of that size.
     """
 
-    def __init__(self, app: App, paths: frozenset[str], reply_bytes: int) -> None:
+    def __init__(self, app: App, paths: frozenset[str], reply_bytes: int, held: Held) -> None:
         self.app = app
+        self.held = held
         self.paths = paths
         self.reply_bytes = reply_bytes
         self._sent: dict[bytes, int] = {}
@@ -89,7 +91,11 @@ class FleetOnly:
         if size and self._sent.get(node, 0) + size > self.reply_bytes:
             await _answer(send, 413)
             return
-        await self.app(scope, _replay(body, receive), self._counting(send, node, path, size))
+        counted = self._counting(send, node, path, size)
+        if path == PULL_MESSAGES:
+            await ask_and_hold(self.app, self.held, scope, body, receive, counted)
+            return
+        await self.app(scope, replay(body, receive), counted)
 
     def _limit(self, path: str, node: bytes) -> int:
         """The most bytes of one request."""
@@ -148,20 +154,6 @@ async def _discard(receive: Receive) -> None:
                 left -= len(event.get("body", b""))
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body that was read, then whatever comes."""
-    given = False
-
-    async def replayed() -> MutableMapping[str, Any]:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return replayed
-
-
 async def _answer(send: Send, status: int) -> None:
     headers = [(b"connection", b"close"), (b"content-length", b"0")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -182,7 +174,7 @@ def fleet_paths(app: Any) -> frozenset[str]:
 
     found = {str(getattr(context.route, "path", "")) for context in iter_route_contexts(app.routes)}
     paths = frozenset(path for path in found if path.startswith(FLEET) and "{" not in path)
-    if not {PUSH_MESSAGES, PUSH_OBJECT} <= paths:
+    if not {PULL_MESSAGES, PUSH_MESSAGES, PUSH_OBJECT} <= paths:
         raise _unknown_flower("its Fleet API has other paths")
     return paths
 
@@ -237,15 +229,19 @@ def serve(app: Any, public: str, reply_bytes: int, options: dict[str, Any]) -> N
     for name in ("reload", "workers"):
         options.pop(name, None)
     common = options | {"access_log": False, "proxy_headers": False, "timeout_graceful_shutdown": 3}
-    inner = uvicorn.Server(uvicorn.Config(app, **common))
-    gate: Any = FleetOnly(app, fleet_paths(app), reply_bytes)
+    held = Held()
+    private_app: Any = Announcing(app, held)
+    gate: Any = FleetOnly(app, fleet_paths(app), reply_bytes, held)
+    inner = uvicorn.Server(uvicorn.Config(private_app, **common))
     outer = _Second(uvicorn.Config(gate, lifespan="off", limit_concurrency=MOST_CONNECTIONS, **common))
     sockets = bind(private), bind(public)
-    if asyncio.run(_both(inner, outer, sockets)):
+    if asyncio.run(_both(inner, outer, sockets, held)):
         sys.exit(1)
 
 
-async def _both(inner: uvicorn.Server, outer: uvicorn.Server, sockets: tuple[socket.socket, socket.socket]) -> bool:
+async def _both(
+    inner: uvicorn.Server, outer: uvicorn.Server, sockets: tuple[socket.socket, socket.socket], held: Held
+) -> bool:
     """Run until either ends, then end both; whether one of them ended by itself."""
     tasks = [asyncio.create_task(inner.serve([sockets[0]]))]
     while not inner.started and not tasks[0].done():
@@ -255,6 +251,7 @@ async def _both(inner: uvicorn.Server, outer: uvicorn.Server, sockets: tuple[soc
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     failed = not inner.should_exit
     inner.should_exit = outer.should_exit = True
+    held.close()
     await asyncio.gather(*tasks)
     return failed
 

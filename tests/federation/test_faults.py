@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tls import certify
 
 from client.ledger_statement import ledger_statement
 from common.audit import read_audit
@@ -26,6 +25,7 @@ from server.launch import Launch
 from tests.federation.consortium import SITES, Consortium, running_consortium
 from tests.federation.disks import Disk
 from tests.federation.processes import Network, cohortium, cohortium_site, lines, wait_for
+from tests.tls import certify
 
 pytestmark = pytest.mark.federation
 

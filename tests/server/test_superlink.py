@@ -22,6 +22,7 @@ import uvicorn
 from common.errors import CohortiumError, FederationError, OutputError, UsageError
 from server import superlink, supervisor
 from server.consortium import init_consortium
+from server.held import Held
 from server.processes import JsonFormatter, StateFolder, split_address
 from server.superlink import (
     LARGEST_ANNOUNCEMENT,
@@ -79,7 +80,7 @@ def serving(gate: Any) -> Iterator[int]:
 @pytest.fixture
 def gate() -> Iterator[tuple[Behind, int]]:
     behind = Behind()
-    with serving(FleetOnly(behind, PATHS, BUDGET)) as port:
+    with serving(FleetOnly(behind, PATHS, BUDGET, Held(0.2))) as port:
         yield behind, port
 
 
@@ -157,7 +158,7 @@ def test_who_sends_far_too_much_hears_the_answer(gate: tuple[Behind, int]) -> No
 
 def test_a_known_node_may_send_a_whole_reply_as_one_object() -> None:
     behind, large = Behind(), 2 * LARGEST_REQUEST
-    with serving(FleetOnly(behind, PATHS, 3 * LARGEST_REQUEST)) as port:
+    with serving(FleetOnly(behind, PATHS, 3 * LARGEST_REQUEST, Held(0.2))) as port:
         assert ask(port, f"POST {PUSH_OBJECT}", bytes(large)) == 413
         assert ask(port, f"POST {PULL_MESSAGES}") == 200
         assert ask(port, f"POST {PUSH_OBJECT}", bytes(large)) == 200
@@ -220,7 +221,7 @@ def test_a_stranger_cannot_use_up_the_budget_of_a_node(gate: tuple[Behind, int])
             await send({"type": "http.response.start", "status": 401, "headers": []})
             await send({"type": "http.response.body", "body": b""})
 
-    filtered = FleetOnly(Refusing(), PATHS, BUDGET)
+    filtered = FleetOnly(Refusing(), PATHS, BUDGET, Held(0.2))
     scope = {"type": "http", "path": PUSH_OBJECT, "raw_path": PUSH_OBJECT.encode(), "method": "POST"}
     scope |= {"headers": [(b"flwr-public-key", b"victim")], "query_string": b""}
     answers: list[int] = []
@@ -242,7 +243,7 @@ def test_a_websocket_is_closed() -> None:
     async def send(event: Any) -> None:
         sent.append(event["type"])
 
-    asyncio.run(FleetOnly(Behind(), PATHS, BUDGET)({"type": "websocket", "path": PUSH_OBJECT}, None, send))  # type: ignore[arg-type]
+    asyncio.run(FleetOnly(Behind(), PATHS, BUDGET, Held(0.2))({"type": "websocket", "path": PUSH_OBJECT}, None, send))  # type: ignore[arg-type]
     assert sent == ["websocket.close"]
 
 

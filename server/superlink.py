@@ -21,8 +21,8 @@ import uvicorn
 from common.errors import FederationError
 from server.held import Announcing, Held, ask_and_hold, replay
 from server.processes import end_with_parent, quiet_routine, split_address, use_json_logs
-from server.shortcut import FLEET, RUNTIME, shorten
 
+FLEET = "/v1/fleet/"
 PULL_MESSAGES = "/v1/fleet/pull-messages"
 PUSH_MESSAGES = "/v1/fleet/push-messages"
 PUSH_OBJECT = "/v1/fleet/push-object"
@@ -168,17 +168,12 @@ class _Second(uvicorn.Server):
         yield
 
 
-def paths_below(app: Any, prefix: str) -> frozenset[str]:
-    """Every path of `app` that begins with `prefix` and takes no parameter."""
+def fleet_paths(app: Any) -> frozenset[str]:
+    """Every path of the Fleet API; `FederationError` if they are not where Flower 1.41 has them."""
     from fastapi.routing import iter_route_contexts
 
     found = {str(getattr(context.route, "path", "")) for context in iter_route_contexts(app.routes)}
-    return frozenset(path for path in found if path.startswith(prefix) and "{" not in path)
-
-
-def fleet_paths(app: Any) -> frozenset[str]:
-    """Every path of the Fleet API; `FederationError` if they are not where Flower 1.41 has them."""
-    paths = paths_below(app, FLEET)
+    paths = frozenset(path for path in found if path.startswith(FLEET) and "{" not in path)
     if not {PULL_MESSAGES, PUSH_MESSAGES, PUSH_OBJECT} <= paths:
         raise _unknown_flower("its Fleet API has other paths")
     return paths
@@ -234,7 +229,6 @@ def serve(app: Any, public: str, reply_bytes: int, options: dict[str, Any]) -> N
     for name in ("reload", "workers"):
         options.pop(name, None)
     common = options | {"access_log": False, "proxy_headers": False, "timeout_graceful_shutdown": 3}
-    shorten(app, fleet_paths(app) | paths_below(app, RUNTIME))
     held = Held()
     private_app: Any = Announcing(app, held)
     gate: Any = FleetOnly(app, fleet_paths(app), reply_bytes, held)

@@ -32,7 +32,7 @@ from common.records import values_digest
 from common.schema import load_schema
 from common.study import Protocol
 from common.table import read_table
-from tests.federation.consortium import STUDY, Consortium, digest_of, running_consortium
+from tests.federation.consortium import Consortium, digest_of, running_consortium
 from tests.federation.processes import cohortium, cohortium_site, wait_for
 
 pytestmark = pytest.mark.federation
@@ -68,7 +68,7 @@ def costs() -> dict[str, Costs]:
 
 def launch(made: Consortium, name: str, changes: dict[str, str]) -> Path:
     study, out = made.study(name, ROUNDS), made.folder / f"out-{name}"
-    text = STUDY.format(name=name, rounds=ROUNDS)
+    text = study.read_text()
     changes = changes | {"join_timeout = 90.0": "join_timeout = 300.0"}  # it runs while commands start, one by one
     for before, after in changes.items():
         assert before in text

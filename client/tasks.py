@@ -116,7 +116,7 @@ class Task:
                 make_pull_object_fn_protobuf(self._client.PullObject, node, self.run),
                 confirmed,
                 return_type=Message,
-                # A run that ends while its objects are pushed never finishes them: not to be waited for without end. But
+                # A run that ends while its objects are pushed never finishes them: not to be waited for for ever. But
                 # a busy SuperLink takes its time: with 30 sites on two loaded cores more than 20 s were seen.
                 initial_backoff=0.02,
                 backoff_cap=1.0,

@@ -8,7 +8,8 @@ is smooth.
 
 The reference stands for the population: held-out patients that are not in the control where there are some; otherwise
 the product of the cohort's own marginals, which finds fewer members at low false-positive rates. Distances are
-Euclidean between encoded rows: every column has the same mean square in the cohort, categories are one-hot, missing is a flag.
+Euclidean between encoded rows: every column has the same mean square in the cohort, categories are one-hot, missing is
+a flag.
 """
 
 from __future__ import annotations

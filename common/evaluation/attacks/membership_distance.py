@@ -37,6 +37,8 @@ def distance_attack(
     if len(synthetic) < 2:
         few = NotPossible(ATTACK, None, "not possible because the cohort has one row only")
         return [NotPossible(ATTACK, None, few.reason, setting) for setting in settings], few
+    # Before any draw that depends on the number of patients, so that every hospital has the same bins.
+    edges = _edges(synthetic, rng)
     of_train, of_control = nearest(train, synthetic), nearest(control, synthetic)
     order = rng.permutation(len(control))
     half = len(control) // 2
@@ -63,7 +65,7 @@ def distance_attack(
                 baseline_successes=int((rng.random(len(train)) < level).sum()),
             )
         )
-    return results, histogram(ATTACK, SETTING, _edges(synthetic, rng), 1 - of_train, 1 - of_control)
+    return results, histogram(ATTACK, SETTING, edges, 1 - of_train, 1 - of_control)
 
 
 def _edges(synthetic: Table, rng: np.random.Generator) -> tuple[float, ...]:

@@ -39,7 +39,7 @@ class AttackReport:
         """Counts, rates, intervals at `confidence` and readings; None for undefined."""
         risks = [risk(each, confidence) for each in self.counts]
         memberships = [_membership(each, confidence) for each in self.scores]
-        p_values = [each.p_value for each in risks]
+        p_values = [each.p_value for each in risks if each.p_value is not None]
         for each in memberships:
             p_values += [each["p_value"], *(t["p_value"] for t in each["true_positives"] if t["possible"])]
         return {
@@ -76,9 +76,11 @@ def add_reports(reports: Sequence[AttackReport]) -> AttackReport:
     """One report of several hospitals attacked with the same cohort; attacks are matched by name, secret and setting.
 
     What was not possible at one hospital is added up over the others and stays listed. Train and control are comparable
-    in the sum only if the control is the same share of the patients everywhere; otherwise a difference between hospitals
-    looks like one between train and control. Raises `DataError` if there is
-    no report, if cohorts differ in size, if only some have a reference, or if histograms do not match.
+    in the sum only if the control is the same share of the patients everywhere; otherwise a difference between
+    hospitals looks like one between train and control.
+
+    Raises `DataError` if there is no report, if cohorts differ in size, if only some have a reference, or if histograms
+    do not match.
     """
     if not reports:
         raise DataError("there is no attack report to add", fix="give the report of at least one hospital")
@@ -112,7 +114,7 @@ def add_reports(reports: Sequence[AttackReport]) -> AttackReport:
 
 
 def _overall(p_values: Sequence[float], confidence: float) -> dict[str, Any]:
-    """All comparisons together: of many intervals at 95 % one in twenty misses by chance, this p-value does not."""
+    """All comparisons by patient together: of many intervals at 95 % one in twenty misses by chance, this does not."""
     if not p_values:
         return {
             "comparisons": 0,

@@ -30,7 +30,8 @@ class Risk:
 
     `main`, `control` and `baseline` are success rates with Wilson intervals. `excess` is (main − control)/(1 − control)
     as in the paper, None if the control rate is 1; it is not cut off at 0. `difference` is main − control, and
-    `p_value` Fisher's exact one-sided one for "the training patients are attacked more successfully than the control".
+    `p_value` Fisher's exact one-sided one for "the training patients are attacked more successfully than the control",
+    None for predicates.
     """
 
     main: Estimate
@@ -38,7 +39,7 @@ class Risk:
     baseline: Estimate
     excess: Estimate | None
     difference: Estimate
-    p_value: float
+    p_value: float | None
     weaker_than_baseline: bool
     reading: str
 
@@ -56,7 +57,8 @@ def risk(counts: AttackCounts, confidence: float = 0.95) -> Risk:
         baseline=baseline,
         excess=excess(counts, confidence),
         difference=gap,
-        p_value=fisher(counts),
+        # Predicates are not independent of each other, and the test would call leaks where there are none.
+        p_value=fisher(counts) if counts.unit == "patient" else None,
         weaker_than_baseline=weaker,
         reading=_reading(counts, gap, weaker),
     )
@@ -116,6 +118,11 @@ def fisher(counts: AttackCounts) -> float:
 
 
 def _reading(counts: AttackCounts, gap: Estimate, weaker: bool) -> str:
+    if gap.low > 0 and counts.unit == "predicate":
+        return (
+            "Training patients were singled out more often than control patients, which speaks for a leak; the interval"
+            " treats predicates as independent and is too narrow."
+        )
     if gap.low > 0:  # a leak is a leak, however weak the attack
         return (
             "Patients the cohort was learned from were attacked more successfully than control patients: the cohort"

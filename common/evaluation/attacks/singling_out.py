@@ -52,41 +52,40 @@ def single_out(
     At most `predicates` of each kind are used. The baseline tries as many random predicates, drawn from the schema, on
     the training patients.
     """
-    n = min(len(train), len(control))
-    sides = [Table(t.schema, t.values[rng.choice(len(t), n, replace=False)]) for t in (train, control)]
     width = min(columns, len(synthetic.schema.columns))
     cohort = distinct(synthetic)  # who finds a row twice knows it as well as who finds it once
+    # Before any draw that depends on the number of patients, so that every hospital tries the same predicates.
+    kinds = [(UNIVARIATE, 1, univariate(cohort, predicates, rng))]
+    if width > 1:
+        kinds.append((MULTIVARIATE, width, multivariate(cohort, predicates, width, rng)))
+    blind = {
+        attack: [_random_predicate(cohort.schema.columns, size, rng) for _ in found] for attack, size, found in kinds
+    }
+    n = min(len(train), len(control))
+    sides = [Table(t.schema, t.values[rng.choice(len(t), n, replace=False)]) for t in (train, control)]
     results: list[AttackCounts | NotPossible] = []
-    for attack, setting, size in ((UNIVARIATE, "columns=1", 1), (MULTIVARIATE, f"columns={width}", width)):
-        if attack == MULTIVARIATE and width < 2:
-            results.append(NotPossible(attack, None, "not possible because it needs at least two columns", setting))
-            continue
-        if attack == UNIVARIATE:
-            found = univariate(cohort, predicates, rng)
-        else:
-            found = multivariate(cohort, predicates, width, rng)
+    for attack, size, found in kinds:
+        setting = f"columns={size}"
         few = too_few(attack, None, setting, predicates_found=len(found), patients_a_side=n)
         if few is not None:
             results.append(few)
             continue
-        blind = [_random_predicate(cohort.schema.columns, size, rng) for _ in found]
-        hits = [
-            _single_matches(guesses, side)
-            for guesses, side in zip((found, found, blind), (*sides, sides[0]), strict=True)
-        ]
         results.append(
             AttackCounts(
                 attack=attack,
                 secret=None,
                 setting=setting,
                 guesses=len(found),
-                successes=hits[0],
+                successes=_single_matches(found, sides[0]),
                 control_guesses=len(found),
-                control_successes=hits[1],
-                baseline_guesses=len(blind),
-                baseline_successes=hits[2],
+                control_successes=_single_matches(found, sides[1]),
+                baseline_guesses=len(found),
+                baseline_successes=_single_matches(blind[attack], sides[0]),
             )
         )
+    if width < 2:
+        reason = "not possible because it needs at least two columns"
+        results.append(NotPossible(MULTIVARIATE, None, reason, "columns=1"))
     return results
 
 

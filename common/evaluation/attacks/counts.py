@@ -52,7 +52,11 @@ class AttackCounts:
 
     @property
     def unit(self) -> str:
-        """What one guess is: "patient", so that a patient changes one guess by one, or "predicate"."""
+        """What one guess is: "patient" or "predicate".
+
+        Given the cohort, replacing one patient changes counts of patients by one at most, except in
+        `membership_distance`, where the thresholds come from control patients (its histogram has none).
+        """
         return "predicate" if self.attack.startswith("singling_out") else "patient"
 
     def __add__(self, other: AttackCounts) -> AttackCounts:

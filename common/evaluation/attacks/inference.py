@@ -75,10 +75,10 @@ def infer(
 
 def _why_not(synthetic: Table, train: Table, control: Table, secret: int) -> str | None:
     known = [int((~np.isnan(table.values[:, secret])).sum()) for table in (synthetic, train, control)]
-    if known[0] == 0:
-        return "not possible because the column is missing in every synthetic row"
     few = too_few(ATTACK, None, training_patients_with_a_value=known[1], control_patients_with_a_value=known[2])
-    return None if few is None else few.reason
+    if few is not None:
+        return few.reason
+    return None if known[0] else "not possible because the column is missing in every synthetic row"
 
 
 def _guess(synthetic: Table, patients: Table, secrets: Sequence[int]) -> np.ndarray:

@@ -28,6 +28,7 @@ def run_attacks(
     *,
     secrets: Sequence[str] | None = None,
     reference: Table | None = None,
+    withheld: Sequence[str] = (),
 ) -> AttackReport:
     """Run every attack; `train` are patients the cohort was learned from, `control` patients it was not.
 
@@ -35,28 +36,42 @@ def run_attacks(
     neither of the two, for the density ratio. Hospitals whose counts are to be added need the same cohort and the same
     state of `rng`, which must be able to spawn (`numpy.random.default_rng` is).
 
-    Raises `DataError` if schemas differ, a table has no rows or holds what its schema does not allow, or a secret is no
-    column. An attack that the tables are too small for is reported as not possible.
+    `withheld` are the columns that this hospital keeps to itself, in which no patient here has a value. Linking,
+    inference and copies then leave them out; otherwise every patient would be far from his own copy. They are declared,
+    as what is left out must not depend on the patients. Membership and singling out keep them, since bins and
+    predicates must be the same at every hospital.
+
+    Raises `DataError` if schemas differ, a table has no rows or holds what its schema does not allow, or a secret or
+    withheld name is no column. An attack that the tables are too small for is reported as not possible.
     """
     tables = {"synthetic": synthetic, "training": train, "control": control}
     if reference is not None:
         tables["reference"] = reference
     check_tables(tables)
-    unknown = [name for name in secrets or () if name not in synthetic.schema.names]
-    if unknown:
-        raise DataError(
-            f"no such column to attack: {', '.join(map(repr, unknown))}", fix="name secrets as in the study's schema"
-        )
+    for kind, names in (("secret", secrets or ()), ("withheld", withheld)):
+        unknown = [repr(name) for name in names if name not in synthetic.schema.names]
+        if unknown:
+            raise DataError(
+                f"no such column: {', '.join(unknown)}, named as {kind}", fix="name columns as in the study's schema"
+            )
+    for name in withheld:
+        if not all(np.isnan(table[name]).all() for table in (train, control)):
+            raise DataError(
+                f"column {name!r} is withheld, but patients have values in it",
+                fix="read the patients' tables with the same withheld columns",
+            )
+    blank = [name in withheld for name in synthetic.schema.names]
+    held = Table(synthetic.schema, np.where(blank, np.nan, synthetic.values))
     # A generator for each attack: what one of them draws, which may depend on the number of patients, shifts no other.
     own = iter(rng.spawn(6))
     distances, distance_scores = distance_attack(synthetic, train, control, next(own))
     density = density_attack(synthetic, train, control, next(own), reference=reference)
     results: list[AttackCounts | NotPossible | ScoreCounts] = [
         *single_out(synthetic, train, control, next(own)),
-        *link(synthetic, train, control, next(own)),
-        *infer(synthetic, train, control, next(own), secrets=secrets),
+        *link(held, train, control, next(own)),
+        *infer(held, train, control, next(own), secrets=secrets),
         *distances,
-        *find_copies(synthetic, train, control, next(own)),
+        *find_copies(held, train, control, next(own)),
         distance_scores,
         density,
     ]

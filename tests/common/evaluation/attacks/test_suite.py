@@ -124,6 +124,31 @@ def test_counts_per_patient_do_not_depend_on_who_holds_them() -> None:
     assert [(s.train, s.control) for s in together.scores] == [(s.train, s.control) for s in apart.scores]
 
 
+@pytest.mark.parametrize("side", ["train", "control"])
+@pytest.mark.parametrize("position", [0, 37])
+def test_one_patient_changes_each_count_of_patients_by_one_at_most(side: str, position: int) -> None:
+    cohort, train, control = head(FRESH, 200), head(TRAIN, 60), head(CONTROL, 60)
+    changed = Table(SCHEMA, (train if side == "train" else control).values.copy())
+    changed.values[position] = cohort.values[5]  # as exposed as can be
+    before = attacked(cohort, train, control)
+    after = attacked(cohort, changed, control) if side == "train" else attacked(cohort, train, changed)
+    steps = []
+    for a, b in zip(before.counts, after.counts, strict=True):
+        if a.attack in ("linkability", "inference", "copies_exact", "copies_near", "copies_in_all_but_one_column"):
+            assert a.key == b.key
+            prefix = "" if side == "train" else "control_"
+            steps.append(abs(getattr(a, f"{prefix}successes") - getattr(b, f"{prefix}successes")))
+            assert abs(getattr(a, f"{prefix}guesses") - getattr(b, f"{prefix}guesses")) <= 1
+            if side == "train":
+                assert (a.control_guesses, a.control_successes) == (b.control_guesses, b.control_successes)
+            else:
+                assert (a.guesses, a.successes) == (b.guesses, b.successes)
+    assert max(steps) == 1
+    for a, b in zip(before.scores, after.scores, strict=True):
+        moved = np.abs(np.subtract(getattr(a, side), getattr(b, side)))
+        assert sorted(moved.tolist())[-2:] == [1, 1] and moved.sum() == 2
+
+
 def test_reports_that_do_not_belong_together_are_not_added() -> None:
     report = attacked(head(FRESH, 100), head(TRAIN, 60), head(CONTROL, 60))
     for other in (replace(report, synthetic_rows=99), replace(report, reference_rows=10, reference_in_train=0)):
@@ -167,6 +192,19 @@ def test_wide_constant_missing_and_one_class_columns_break_nothing() -> None:
     assert constant["excess"] is None
 
 
+def test_a_column_that_the_hospital_withholds_hides_no_copies() -> None:
+    train, control = head(TRAIN, 300), head(CONTROL, 300)
+    cohort = with_rows(head(FRESH, 300), jittered(head(TRAIN, 60), 6, 0.003))
+    withheld = [Table(SCHEMA, table.values.copy()) for table in (train, control)]
+    for table in withheld:
+        table.values[:, SCHEMA.index("crea")] = np.nan
+    report = attacked(cohort, withheld[0], withheld[1], withheld=["crea"])
+    found = {c.attack: c.successes for c in report.counts}
+    assert found["copies_near"] >= 50
+    (missed,) = (each for each in report.not_possible if each.secret == "crea")
+    assert "training patients with a value: 0" in missed.reason
+
+
 def test_a_leak_shows_in_a_wide_table() -> None:
     train, control = (population(300, seed, wide_schema()) for seed in (1, 2))
     synthetic = jittered(resampled(train, 300, 3), 4, 0.05)
@@ -194,8 +232,12 @@ def test_bad_tables_are_refused() -> None:
     ):
         with pytest.raises(DataError, match=f"the {name} table has no rows"):
             attacked(*tables)
-    with pytest.raises(DataError, match="no such column to attack: 'nothing'"):
+    with pytest.raises(DataError, match="no such column: 'nothing', named as secret"):
         attacked(FRESH, secrets=["age", "nothing"])
+    with pytest.raises(DataError, match="named as withheld"):
+        attacked(FRESH, withheld=["nothing"])
+    with pytest.raises(DataError, match="'age' is withheld, but"):
+        attacked(FRESH, withheld=["age"])
 
 
 @pytest.mark.parametrize(("column", "value"), [("age", np.inf), ("stage", 4.0), ("stage", -1.0), ("died", 0.5)])

@@ -89,7 +89,7 @@ class TruePositives:
     p_value: float | None
 
 
-def calibrated_edges(scores: np.ndarray, count: int = 48) -> tuple[float, ...]:
+def calibrated_edges(scores: np.ndarray, count: int = 96) -> tuple[float, ...]:
     """Bin edges in (0, 1): `count` quantiles of the scores of rows that are no patients, even ones, a few at the top.
 
     The quantiles resolve where scores lie, the even ones hold if patients' scores lie elsewhere.

@@ -76,7 +76,7 @@ def test_a_site_that_lies_in_every_round_harms_only_itself(consortium: Consortiu
     out = consortium.launch("lies", len(LIES), TIMEOUT)
     consortium.approve_all()
     nodes = wait_for(lambda: (out / "nodes.json").exists() and json.loads((out / "nodes.json").read_text()), 60, "gone")
-    (hostile / "victim.new").write_text(nodes["anna"])
+    (hostile / "victim.new").write_text(nodes["anna"]["node"])
     (hostile / "victim.new").rename(hostile / "victim")
     consortium.finished(out, "launch-lies", 200)
 

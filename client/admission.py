@@ -12,6 +12,7 @@ from common.errors import CohortiumError, DataError, LedgerError, OutputError, S
 from common.messages import Status
 from common.privacy.accountant import BudgetError, check_delta
 from common.privacy.channel_release import fit_patients
+from common.privacy.holdout import holdout_patients
 from common.records import MessageError
 from common.study import Protocol
 
@@ -71,6 +72,11 @@ def require_patients(config: SiteConfig, protocol: Protocol, patients: int) -> N
         fit_patients(protocol.study, patients)
     except StudyError as error:
         raise RefusedError(Status.TOO_FEW_PATIENTS, error.message) from None
+    held_out = holdout_patients(patients, protocol.study.evaluation.holdout)
+    if 0 < held_out < config.policy.min_count:
+        raise RefusedError(
+            Status.TOO_FEW_PATIENTS, f"{held_out} patients are held out, min_count is {config.policy.min_count}"
+        )
     least = max(config.policy.least_patients, protocol.study.release.min_patients_per_site)
     if patients < least:
         raise RefusedError(Status.TOO_FEW_PATIENTS, f"{patients} patients, at least {least} are needed")

@@ -14,6 +14,7 @@ from flwr.clientapp import ClientApp
 from client.handlers import Site
 from client.site import SiteConfig, load_site
 from common.errors import CohortiumError, SiteError
+from common.evaluation_messages import EvaluateReply
 from common.messages import JoinReply, ReleaseReply, Status, TrainReply
 
 app = ClientApp()
@@ -41,6 +42,14 @@ def release(message: Message, context: Context) -> Message:
     """Reply with synthetic rows of the site's own channel."""
     site = open_site(context)
     reply = site.release(message.content) if site else ReleaseReply(Status.SITE_MISCONFIGURED, "", "")
+    return Message(content=reply.to_record(), reply_to=message)
+
+
+@app.query("evaluate")
+def evaluate(message: Message, context: Context) -> Message:
+    """Reply with aggregates of the site's patients beside the cohort."""
+    site = open_site(context)
+    reply = site.evaluate(message.content) if site else EvaluateReply(Status.SITE_MISCONFIGURED, "", "")
     return Message(content=reply.to_record(), reply_to=message)
 
 

@@ -17,6 +17,7 @@ from client.trainers import MODES
 from common.encoding import TableEncoding
 from common.privacy.accountant import BudgetError, Guarantee, prospective
 from common.privacy.channel_release import channel_event, fit_patients
+from common.privacy.evaluation_release import evaluation_spend
 from common.privacy.events import Event
 from common.privacy.ledger_entries import Entry
 from common.study import Protocol
@@ -48,7 +49,7 @@ class Budget:
 
     @cached_property
     def planned(self) -> tuple[Event, ...]:
-        """Every spend of the study in order: its rounds, then its release through the channel, if it has one.
+        """Every spend of the study in order: its rounds, then its channel release and its evaluation, if any.
 
         The site's share of the rows is not known yet. The channel's noise is calibrated to the same ε for any number;
         here it stands with all rows of the cohort.
@@ -60,6 +61,8 @@ class Budget:
         if study.release.method == "channel":
             diameter = TableEncoding(self.protocol.schema).diameter
             planned.append(channel_event(study, diameter, self.patients, study.release.rows))
+        if study.evaluation.method != "none":
+            planned.append(evaluation_spend(self.protocol))
         return tuple(planned)
 
     @property

@@ -22,7 +22,9 @@ from client.bundles import BundleStore
 from client.site import SiteConfig, load_site
 from common.audit import AUDIT_LOG, AuditLog
 from common.errors import CohortiumError, LedgerError, OutputError, SchemaError, SiteError, StudyError
+from common.evaluation_messages import EvaluateReply, read_evaluate_header
 from common.messages import (
+    EVALUATE,
     JOIN,
     RELEASE,
     TRAIN,
@@ -119,7 +121,7 @@ class Gate:
     def _message(
         self, config: SiteConfig, approvals: Approvals, asked: Asked, protocol: Protocol | None, key: Ed25519PrivateKey
     ) -> Status | None:
-        if asked.kind not in (JOIN, TRAIN, RELEASE):
+        if asked.kind not in (JOIN, TRAIN, RELEASE, EVALUATE):
             return Status.BAD_REQUEST
         if config.policy.simulation:
             return None
@@ -194,6 +196,8 @@ def refusal(asked: Asked, status: Status) -> RecordDict | None:
         return TrainReply(status, asked.site, asked.study, asked.round).to_record()
     if asked.kind == RELEASE:
         return ReleaseReply(status, asked.site, asked.study).to_record()
+    if asked.kind == EVALUATE:
+        return EvaluateReply(status, asked.site, asked.study).to_record()
     return None
 
 
@@ -205,13 +209,16 @@ def status_in(reply: RecordDict) -> Status:
         return Status.INTERNAL_ERROR
 
 
+_HEADERS = {TRAIN: read_train_header, RELEASE: read_release_header, EVALUATE: read_evaluate_header}
+
+
 def _read(asked: Asked, content: RecordDict) -> tuple[Asked, Protocol | None]:
     """Study and round of a message; for a join its protocol, checked. Arrays are not touched."""
     if asked.kind == JOIN:
         protocol = Protocol.from_json(JoinRequest.from_record(content).protocol)
         return Asked(asked.kind, asked.site, protocol.digest), protocol
-    if asked.kind in (TRAIN, RELEASE):
-        header = read_train_header(content) if asked.kind == TRAIN else read_release_header(content)
+    if asked.kind in _HEADERS:
+        header = _HEADERS[asked.kind](content)
         study = str(header["study"])
         if len(study) != 64 or not set(study) <= set("0123456789abcdef"):
             raise MessageError("the study is not named by a SHA-256")

@@ -14,7 +14,6 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +31,10 @@ from client.admission import (
 )
 from client.budget import Budget
 from client.device import pick_device
+from client.evaluation import aggregates
 from client.generation import ChannelInputs, channel_rows, synthetic_encoder
 from client.memory import memory_limit
-from client.patients import Enrolled, load_patients, released_patients, require_enrolled, trained_patients
+from client.patients import Enrolled, load_patients, load_table, released_patients, require_enrolled, trained_patients
 from client.policy import hint_of_withheld
 from client.site import SiteConfig
 from client.state import (
@@ -46,13 +46,17 @@ from client.state import (
     save_released,
     save_state,
 )
+from client.studies import Study, open_study
 from client.trainers import MODES, RoundInputs
 from client.trainers.local import load_encoder
 from common.audit import AUDIT_LOG, AuditError, AuditLog
-from common.encoding import EncodedTable, TableEncoding
+from common.encoding import EncodedTable
 from common.errors import CohortiumError, OutputError
+from common.evaluation_messages import EvaluateReply, EvaluateRequest, read_evaluate_header
 from common.files import write_atomic
+from common.generation import check_rows
 from common.messages import (
+    Countersigned,
     JoinReply,
     JoinRequest,
     ReleaseReply,
@@ -65,34 +69,16 @@ from common.messages import (
 )
 from common.model.vae import Decoder
 from common.privacy.channel_release import channel_event
+from common.privacy.evaluation_release import evaluation_spend
 from common.privacy.events import ChannelRelease
 from common.privacy.ledger import Ledger
 from common.privacy.ledger_keys import SignedHead, load_key
 from common.privacy.memory import remembering
 from common.records import MessageError, arrays_digest, values_digest
 from common.study import Protocol
+from common.table import Table
 
 ENROLLED = "enrolled.json"
-
-
-@dataclass(frozen=True)
-class Study:
-    """An accepted study at this site: its protocol, its folder, and the shapes of the decoder."""
-
-    protocol: Protocol
-    encoding: TableEncoding
-    shapes: Mapping[str, tuple[int, ...]]
-    folder: Path
-
-    @property
-    def state_path(self) -> Path:
-        """The training state of this study."""
-        return self.folder / "state.safetensors"
-
-    @property
-    def released_path(self) -> Path:
-        """The rows released through the channel."""
-        return self.folder / "released.safetensors"
 
 
 class Site:
@@ -163,6 +149,20 @@ class Site:
             return ReleaseReply(Status.OK, self.name, digest, rows, head.length, head.head, head.signature)
         except Exception as error:
             return ReleaseReply(self._explain(error), self.name, digest)
+
+    def evaluate(self, record: Any) -> EvaluateReply:
+        """Answer how the cohort compares with the site's patients, in aggregates, after the spend is durable."""
+        digest = ""
+        try:
+            digest = str(read_evaluate_header(record)["study"])
+            study = self._accepted(digest)
+            columns, most = len(study.protocol.schema.columns), study.protocol.study.evaluation.rows
+            request = EvaluateRequest.from_record(record, columns, most)
+            with self._remembering():
+                values, head = self._evaluated(study, request)
+            return EvaluateReply(Status.OK, self.name, digest, values, head.length, head.head, head.signature)
+        except Exception as error:
+            return EvaluateReply(self._explain(error), self.name, digest)
 
     def _answer(self, study: Study, request: TrainRequest) -> tuple[Mapping[str, Tensor], SignedHead]:
         """The update for this round: trained now, or the identical one if it was trained before.
@@ -250,6 +250,44 @@ class Site:
             ledger.record(request.study, event, values_digest(released.rows), approve)
             return released.rows, ledger.head()
 
+    def _evaluated(self, study: Study, request: EvaluateRequest) -> tuple[NDArray[np.float64], SignedHead]:
+        """The aggregates, made now or the identical ones made before, and the head of the ledger with their spend."""
+        protocol = study.protocol
+        if protocol.study.evaluation.method == "none":
+            raise RefusedError(Status.BAD_REQUEST, "the study asks for no evaluation")
+        self._keep_countersignature(request)
+        cohort = Table(protocol.schema, request.cohort)
+        try:
+            check_rows(cohort)
+        except CohortiumError as error:
+            raise MessageError(error.message) from None
+        patients = load_table(self.config, protocol)
+        self._enrolled(study.folder, protocol, study.encoding.encode(patients))
+        event = evaluation_spend(protocol)
+        budget = Budget.of(protocol, self.config.policy, len(patients))
+        approve = functools.partial(budget.approve, now=event) if budget.limited else None
+        if approve is not None:
+            with self._ledger() as ledger:
+                approve(ledger.entries())
+        base, path = values_digest(request.cohort), study.evaluated_path
+        made = load_released(path, request.study)
+        if made is None:
+            seed = None if protocol.study.study.seed is None else self._seed(protocol, event.round)
+            with memory_limit(self.config.policy):
+                made = Released(base, aggregates(self.config, protocol, cohort, patients, seed))
+            save_released(path, request.study, made)
+        elif made.base != base:
+            raise RefusedError(Status.WRONG_ROUND, "the evaluation was answered for another cohort")
+        # What leaves, value for value (null: hidden); an answer that cannot be logged does not leave.
+        values = [None if math.isnan(value) else value for value in made.rows.ravel().tolist()]
+        about = {"study": request.study, "digest": values_digest(made.rows), "cohort": base}
+        AuditLog(self.config.site.state / AUDIT_LOG, self.name).append(
+            "evaluated", **about, method=protocol.study.evaluation.method, values=values
+        )
+        with self._ledger() as ledger:
+            ledger.record(request.study, event, values_digest(made.rows), approve)
+            return made.rows, ledger.head()
+
     def _channel_rows(
         self, study: Study, request: ReleaseRequest, data: EncodedTable, event: ChannelRelease
     ) -> NDArray[np.float64]:
@@ -276,7 +314,7 @@ class Site:
             )
         )
 
-    def _keep_countersignature(self, request: TrainRequest | ReleaseRequest) -> None:
+    def _keep_countersignature(self, request: Countersigned) -> None:
         """Store what the coordinator has seen of this ledger; a ledger that holds less is used no further."""
         if request.witness_key:
             with self._ledger() as ledger:
@@ -300,7 +338,7 @@ class Site:
         path = self._folder(digest) / "protocol.json"
         if not digest.isalnum() or not path.exists():
             raise RefusedError(Status.UNKNOWN_STUDY, "training was asked for a study this site has not accepted")
-        study = _open_study(path, path.stat().st_mtime_ns)
+        study = open_study(path, path.stat().st_mtime_ns)
         if study.protocol.digest != digest:
             raise RefusedError(Status.UNKNOWN_STUDY, f"{path} does not hold the study its folder names")
         require_allowed(self.config, study.protocol)
@@ -343,12 +381,3 @@ class Site:
         """One line in the site's audit log; a log that cannot be written never changes an answer."""
         with contextlib.suppress(OutputError, AuditError, ValueError):  # ValueError: a diagnostic that is not finite
             AuditLog(self.config.site.state / AUDIT_LOG, self.name).append(action, **fields)
-
-
-@functools.lru_cache(maxsize=8)
-def _open_study(path: Path, _time: int) -> Study:
-    protocol = Protocol.from_json(json.loads(path.read_text(encoding="utf-8")))
-    encoding = TableEncoding(protocol.schema)
-    decoder = Decoder(encoding, protocol.study.model, initialise=False)  # for its shapes only
-    shapes = {name: tuple(value.shape) for name, value in decoder.named_parameters()}
-    return Study(protocol, encoding, shapes, path.parent)

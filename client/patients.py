@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from client.memory import memory_limit, require_memory
 from client.site import SiteConfig
@@ -18,8 +19,9 @@ from common.encoding import EncodedTable, TableEncoding
 from common.errors import DataError
 from common.files import write_atomic
 from common.privacy.channel_release import role_slots
+from common.privacy.holdout import holdout_slots
 from common.study import Protocol
-from common.table import require_fit
+from common.table import Table, require_fit
 
 
 def load_patients(config: SiteConfig, protocol: Protocol) -> EncodedTable:
@@ -46,22 +48,46 @@ def _unchanged(config: SiteConfig, protocol: Protocol, _time: int, _size: int) -
 
 def _encode(config: SiteConfig, protocol: Protocol) -> EncodedTable:
     with memory_limit(config.policy):
-        table, report = inspect_patients(config, protocol.schema)
-        require_fit(table, report, config.policy.out_of_bounds)
-        require_memory(config.policy, protocol, len(table))
-        return TableEncoding(protocol.schema).encode(table)
+        return TableEncoding(protocol.schema).encode(load_table(config, protocol))
+
+
+def load_table(config: SiteConfig, protocol: Protocol) -> Table:
+    """The site's table as the study sees it, read now; raises as `load_patients` does."""
+    table, report = inspect_patients(config, protocol.schema)
+    require_fit(table, report, config.policy.out_of_bounds)
+    require_memory(config.policy, protocol, len(table))
+    return table
 
 
 def trained_patients(data: EncodedTable, protocol: Protocol) -> EncodedTable:
-    """Those who train: all, or the `fit` slots of a study with roles."""
-    share = protocol.study.channel.release_share
-    return data if share == 0 else data.take(role_slots(protocol.digest, len(data), share)[0])
+    """Those who train: all who take part, or the `fit` slots of a study with roles."""
+    return _take(data, roles_of(protocol, len(data)).fit)
 
 
 def released_patients(data: EncodedTable, protocol: Protocol) -> EncodedTable:
-    """Those from whom the channel draws: all, or the `release` slots of a study with roles."""
-    share = protocol.study.channel.release_share
-    return data if share == 0 else data.take(role_slots(protocol.digest, len(data), share)[1])
+    """Those from whom the channel draws: all who take part, or the `release` slots of a study with roles."""
+    return _take(data, roles_of(protocol, len(data)).release)
+
+
+def _take(data: EncodedTable, slots: NDArray[np.int64]) -> EncodedTable:
+    return data if len(slots) == len(data) else data.take(slots)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Slots (row numbers, ascending) that train, that the channel draws from, and that are held out of both."""
+
+    fit: NDArray[np.int64]
+    release: NDArray[np.int64]
+    holdout: NDArray[np.int64]
+
+
+def roles_of(protocol: Protocol, patients: int) -> Roles:
+    """The role of every slot, fixed by the study's digest and the slot's number alone."""
+    study = protocol.study
+    taking_part, held_out = holdout_slots(protocol.digest, patients, study.evaluation.holdout)
+    fit, release = role_slots(protocol.digest, len(taking_part), study.channel.release_share)
+    return Roles(taking_part[fit], taking_part[release], held_out)
 
 
 @dataclass(frozen=True)
@@ -121,6 +147,8 @@ def require_enrolled(enrolled: Enrolled, config: SiteConfig, protocol: Protocol,
     exact = ""
     if protocol.study.channel.release_share > 0:
         exact = "which keeps patients who train apart from patients who release"
+    elif protocol.study.evaluation.holdout > 0:
+        exact = "which keeps patients who are held out apart from patients who train"
     elif config.site.sql is not None:
         exact = "and a database lives while a study needs every patient in his place: query a frozen table or view"
     enrolled.require(data, config.source, exact=exact)

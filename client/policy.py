@@ -51,6 +51,11 @@ class PolicySection(Section):
         default=0,
         description="most synthetic rows a study may draw through this site's own encoder; 0: no such release",
     )
+    evaluation: Literal["none", "accounted", "unnoised"] = Field(
+        default="accounted",
+        description='evaluations this site answers: "accounted" (noised, in the ledger with an epsilon), "unnoised" as'
+        ' well (exact counts under min_count, which no epsilon covers), or "none"',
+    )
     max_memory_mb: Count | None = Field(
         default=None, description="memory in MiB that a study's table and training may take; default: no limit"
     )
@@ -118,6 +123,9 @@ class PolicySection(Section):
             )
         if study.release.method == "channel" and self.max_release_rows == 0:
             found.append("the study releases rows through this site's encoder (channel), max_release_rows allows none")
+        method = study.evaluation.method
+        if method != "none" and method != self.evaluation != "unnoised":
+            found.append(f"the study evaluates the cohort {method}, this site's policy allows {self.evaluation!r}")
         found += self._column_objections(protocol.schema)
         if study.sites and site not in study.sites:
             found.append(f"the study declares its sites and {site!r} is not among them")

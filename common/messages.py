@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 JOIN = "query.join"
 TRAIN = "train.round"
 RELEASE = "query.release"
+EVALUATE = "query.evaluate"
 ROWS = "rows"
 
 
@@ -67,7 +68,7 @@ class Status(StrEnum):
     INTERNAL_ERROR = "internal-error"
 
 
-# Every field of every reply. A field that is not listed here cannot be sent: `_reply_record` refuses it.
+# Every field of every reply. A field that is not listed here cannot be sent: `reply_record` refuses it.
 REPLY_FIELDS: dict[str, dict[str, Exposure]] = {
     JOIN: {
         "version": Exposure.PUBLIC,
@@ -101,6 +102,17 @@ REPLY_FIELDS: dict[str, dict[str, Exposure]] = {
         "ledger_signature": Exposure.PUBLIC,
         "rows": Exposure.ACCOUNTED,
     },
+    EVALUATE: {
+        "version": Exposure.PUBLIC,
+        "status": Exposure.PUBLIC,
+        "site": Exposure.PUBLIC,
+        "study": Exposure.PUBLIC,
+        "ledger_length": Exposure.PUBLIC,
+        "ledger_head": Exposure.PUBLIC,
+        "ledger_signature": Exposure.PUBLIC,
+        # Noised, or exact under the site's floor if its policy allows that; either way an event in the ledger.
+        "aggregates": Exposure.ACCOUNTED,
+    },
 }
 LEDGER_FIELDS: dict[str, type] = {"ledger_length": int, "ledger_head": str, "ledger_signature": str}
 WITNESS_FIELDS: dict[str, type] = {
@@ -120,6 +132,17 @@ NEVER_SENT = (
     "certificates measured at the site",
     "texts and types of exceptions",
 )
+
+
+class WithLedger(Protocol):
+    """A reply that says where the ledger of its site ends."""
+
+    @property
+    def ledger_length(self) -> int: ...  # noqa: D102
+    @property
+    def ledger_head(self) -> str: ...  # noqa: D102
+    @property
+    def ledger_signature(self) -> str: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -166,15 +189,15 @@ class JoinReply:
     def to_record(self) -> RecordDict:
         """As Flower records."""
         fields = {"site": self.site, "study": self.study, "patients": self.patients}
-        return _reply_record(JOIN, self.status, fields | _ledger_fields(self) | {"ledger_key": self.ledger_key})
+        return reply_record(JOIN, self.status, fields | ledger_fields(self) | {"ledger_key": self.ledger_key})
 
     @classmethod
     def from_record(cls, record: RecordDict) -> JoinReply:
         """Read and check; `MessageError` if malformed."""
         kinds = {"version": int, "status": str, "site": str, "study": str, "patients": int}
         header = read_header(record, kinds | LEDGER_FIELDS | {"ledger_key": str})
-        status = _status(header)
-        _check_ledger_fields(header, status)
+        status = read_status(header)
+        check_ledger_fields(header, status)
         reply = cls(status, **{name: header[name] for name in header if name not in ("version", "status")})
         if reply.site and not re.fullmatch(SITE_NAME, reply.site):
             raise MessageError("the site's name is not one")
@@ -219,7 +242,7 @@ class TrainRequest(Countersigned):
         header = read_train_header(record)
         decoder = arrays_from_record(record.config_records.get(ARRAYS), expected)
         study, number, weight = str(header["study"]), int(header["round"]), float(header["weight"])
-        return cls(study, number, weight, decoder, **_witness(header))
+        return cls(study, number, weight, decoder, **witness_of(header))
 
 
 @dataclass(frozen=True)
@@ -244,15 +267,15 @@ class TrainReply:
             raise MessageError("only a reply with status ok carries an update")
         fields: dict[str, Any] = {"site": self.site, "study": self.study, "round": self.round}
         payload = None if self.update is None else ("update", arrays_to_record(self.update))
-        return _reply_record(TRAIN, self.status, fields | _ledger_fields(self), payload)
+        return reply_record(TRAIN, self.status, fields | ledger_fields(self), payload)
 
     @classmethod
     def from_record(cls, record: RecordDict, expected: Mapping[str, tuple[int, ...]]) -> TrainReply:
         """Read and check: fields, types, and for `Status.OK` names, shapes, dtype and finiteness of the update."""
         kinds = {"version": int, "status": str, "site": str, "study": str, "round": int}
         header = read_header(record, kinds | LEDGER_FIELDS)
-        status = _status(header)
-        _check_ledger_fields(header, status)
+        status = read_status(header)
+        check_ledger_fields(header, status)
         update = arrays_from_record(record.config_records.get(ARRAYS), expected) if status is Status.OK else None
         ledger = {name: header[name] for name in LEDGER_FIELDS}
         return cls(status, str(header["site"]), str(header["study"]), int(header["round"]), update, **ledger)
@@ -260,7 +283,7 @@ class TrainReply:
 
 def read_train_header(record: RecordDict) -> dict[str, Any]:
     """Study, round, weight and countersignature of a training request, checked without touching its arrays."""
-    header = _read_request(record, {"round": int, "weight": float})
+    header = read_request(record, {"round": int, "weight": float})
     if int(header["round"]) < 1 or not 0.0 < float(header["weight"]) <= 1.0:
         raise MessageError("the round must be at least 1 and the weight in (0, 1]")
     return header
@@ -283,7 +306,7 @@ class ReleaseRequest(Countersigned):
         """Read and check against the shapes the study implies; `MessageError` if malformed."""
         header = read_release_header(record)
         decoder = arrays_from_record(record.config_records.get(ARRAYS), expected)
-        return cls(str(header["study"]), int(header["rows"]), decoder, **_witness(header))
+        return cls(str(header["study"]), int(header["rows"]), decoder, **witness_of(header))
 
 
 @dataclass(frozen=True)
@@ -307,14 +330,14 @@ class ReleaseReply:
             raise MessageError("only a reply with status ok carries rows")
         payload = None if self.rows is None else (ROWS, values_to_record(ROWS, self.rows))
         fields = {"site": self.site, "study": self.study}
-        return _reply_record(RELEASE, self.status, fields | _ledger_fields(self), payload)
+        return reply_record(RELEASE, self.status, fields | ledger_fields(self), payload)
 
     @classmethod
     def from_record(cls, record: RecordDict, shape: tuple[int, int]) -> ReleaseReply:
         """Read and check; for `Status.OK` the rows have exactly `shape`. Whether they fit the schema is not checked."""
         header = read_header(record, {"version": int, "status": str, "site": str, "study": str} | LEDGER_FIELDS)
-        status = _status(header)
-        _check_ledger_fields(header, status)
+        status = read_status(header)
+        check_ledger_fields(header, status)
         rows = values_from_record(record.config_records.get(ARRAYS), ROWS, shape) if status is Status.OK else None
         ledger = {name: header[name] for name in LEDGER_FIELDS}
         return cls(status, str(header["site"]), str(header["study"]), rows, **ledger)
@@ -322,13 +345,13 @@ class ReleaseReply:
 
 def read_release_header(record: RecordDict) -> dict[str, Any]:
     """Study, rows and countersignature of a release request, checked without touching its arrays."""
-    header = _read_request(record, {"rows": int})
+    header = read_request(record, {"rows": int})
     if int(header["rows"]) < 1:
         raise MessageError("the number of rows must be at least 1")
     return header
 
 
-def _reply_record(
+def reply_record(
     kind: str, status: Status, fields: Mapping[str, Any], payload: tuple[str, ConfigRecord] | None = None
 ) -> RecordDict:
     """A reply's records; `payload` is the name under which its arrays are classified, and the arrays."""
@@ -343,11 +366,12 @@ def _reply_record(
     return RecordDict(records)  # type: ignore[arg-type]
 
 
-def _ledger_fields(reply: JoinReply | TrainReply | ReleaseReply) -> dict[str, Any]:
+def ledger_fields(reply: WithLedger) -> dict[str, Any]:
+    """Where the ledger of the site that replies ends."""
     return {name: getattr(reply, name) for name in LEDGER_FIELDS}
 
 
-def _check_ledger_fields(header: Mapping[str, Any], status: Status) -> None:
+def check_ledger_fields(header: Mapping[str, Any], status: Status) -> None:
     """A reply that is ok says where the site's ledger ends; one that is not says nothing about it."""
     fields = [header[name] for name in LEDGER_FIELDS] + ([header["ledger_key"]] if "ledger_key" in header else [])
     if status is Status.OK and not is_signed_head(*fields):
@@ -356,7 +380,7 @@ def _check_ledger_fields(header: Mapping[str, Any], status: Status) -> None:
         raise MessageError("a reply without result carries the head of a ledger")
 
 
-def _read_request(record: RecordDict, kinds: Mapping[str, type]) -> dict[str, Any]:
+def read_request(record: RecordDict, kinds: Mapping[str, type]) -> dict[str, Any]:
     """The header of a request for a result: version, study, its own fields, and a countersignature or none."""
     header = read_header(record, {"version": int, "study": str, **kinds} | WITNESS_FIELDS)
     signed = [header[name] for name in WITNESS_FIELDS]
@@ -365,11 +389,13 @@ def _read_request(record: RecordDict, kinds: Mapping[str, type]) -> dict[str, An
     return header
 
 
-def _witness(header: Mapping[str, Any]) -> dict[str, Any]:
+def witness_of(header: Mapping[str, Any]) -> dict[str, Any]:
+    """The countersignature's fields of a request's header."""
     return {name: header[name] for name in WITNESS_FIELDS}
 
 
-def _status(header: Mapping[str, Any]) -> Status:
+def read_status(header: Mapping[str, Any]) -> Status:
+    """The status of a reply's header."""
     try:
         return Status(str(header["status"]))
     except ValueError:

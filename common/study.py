@@ -142,6 +142,37 @@ class ChannelSection(Section):
     )
 
 
+class EvaluationSection(Section):
+    """How the sites score the cohort against their own patients (privacy.md, section 0: a query)."""
+
+    method: Literal["none", "accounted", "unnoised"] = Field(
+        default="none",
+        description='"accounted": noised counts, an event in every site\'s ledger; "unnoised": exact counts under the'
+        ' site\'s floor, which no epsilon covers and a site must allow; "none": no evaluation',
+    )
+    epsilon: Positive = Field(default=3.0, description="accounted: epsilon of every site's counts; fixes their noise")
+    holdout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="share of patient slots that are held out of training and release, for utility and attacks",
+    )
+    pairs: Literal["target", "all", "none"] = Field(
+        default="target", description="which pairs of columns are counted: the target with every other, all, or none"
+    )
+    groups: tuple[str, ...] = Field(
+        default=(), description="columns by whose groups the utility is counted as well, such as sex or age"
+    )
+    secrets: tuple[str, ...] = Field(
+        default=(), description="columns that the inference attack guesses; default: the target"
+    )
+    rows: Count = Field(default=10_000, description="rows of the cohort that are evaluated, at most")
+    min_count: Count = Field(
+        default=11, description="unnoised: no smaller count leaves a site; the larger of this and the site's own wins"
+    )
+
+
 class Study(Section):
     """The whole protocol. `sites` optionally declares the number of patients of each site, which fixes the weights."""
 
@@ -153,6 +184,9 @@ class Study(Section):
     privacy: PrivacySection = Field(default_factory=PrivacySection, description="what is promised and what is spent")
     release: ReleaseSection = Field(default_factory=ReleaseSection, description="the synthetic cohort")
     channel: ChannelSection = Field(default_factory=ChannelSection, description="the channel of the release")
+    evaluation: EvaluationSection = Field(
+        default_factory=EvaluationSection, description="how the sites score the cohort against their own patients"
+    )
     sites: dict[Annotated[str, Field(pattern=f"^{SITE_NAME}$")], Count] = Field(
         default_factory=dict, description="optional: patients of every site, declared beforehand (name = number)"
     )
@@ -183,6 +217,7 @@ class Protocol:
             )
         _check_dpsgd(study)
         _check_channel(study)
+        _check_evaluation(study, schema, target)
 
     @cached_property
     def digest(self) -> str:
@@ -253,6 +288,36 @@ def _check_channel(study: Study) -> None:
         raise StudyError(
             f'[channel] {", ".join(changed)} needs release.method = "channel" (found {study.release.method!r})',
             fix='set release.method = "channel" or remove the section',
+        )
+
+
+def _check_evaluation(study: Study, schema: Schema, target: str | None) -> None:
+    """`StudyError` if the evaluation names columns that are not there, or one without method has settings."""
+    evaluation = study.evaluation
+    if evaluation.method == "none":
+        default = EvaluationSection()
+        changed = [
+            name for name in type(evaluation).model_fields if getattr(evaluation, name) != getattr(default, name)
+        ]
+        if changed:
+            raise StudyError(
+                f'[evaluation] {", ".join(changed)} needs a method (found "none")',
+                fix='set method = "accounted" or remove the section',
+            )
+        return
+    for key, names in (("groups", evaluation.groups), ("secrets", evaluation.secrets)):
+        unknown = [name for name in names if name not in schema.names]
+        if unknown or len(set(names)) != len(names):
+            raise StudyError(
+                f"[evaluation] {key} names {unknown[0]!r}, which is not a column of the schema"
+                if unknown
+                else f"[evaluation] {key} names a column twice",
+                fix=f"name columns of the schema: {', '.join(schema.names)}",
+            )
+    if evaluation.groups and (target is None or target in evaluation.groups):
+        raise StudyError(
+            "[evaluation] groups needs a target of the study, and cannot contain it",
+            fix="set [study] target, or remove groups",
         )
 
 

@@ -21,6 +21,7 @@ from common.model.vae import Decoder
 from server.checkpoint import build_decoder, complete_rounds, load_checkpoint, save_checkpoint
 from server.cohort import write_cohort
 from server.consortium import RELEASE_KEY, audit_of
+from server.evaluation import gather_evaluation
 from server.members import gather_again, gather_sites
 from server.roll import Roll
 from server.rows import gather_rows
@@ -88,12 +89,17 @@ def run_study(grid: Grid, settings: RunSettings, files: RunFiles, key: Ed25519Pr
         num_rounds=training.rounds - completed,
         timeout=training.round_timeout,
     )
-    if protocol.study.release.method == "channel":
-        tables = gather_rows(grid, protocol, decoder, members, witness, files, roll)
-    else:
-        tables = sample_prior(decoder, TableEncoding(protocol.schema), protocol.study.release.rows, seed)
-    rows = write_cohort(tables, protocol.schema, files.cohort_csv, files.cohort_parquet)
-    _note(settings, "cohort made", rows=rows)
+    # A cohort that is there is kept: the sites may have been asked about it, and answer about no other.
+    if not (completed == training.rounds and files.cohort_csv.exists()):
+        if protocol.study.release.method == "channel":
+            tables = gather_rows(grid, protocol, decoder, members, witness, files, roll)
+        else:
+            tables = sample_prior(decoder, TableEncoding(protocol.schema), protocol.study.release.rows, seed)
+        rows = write_cohort(tables, protocol.schema, files.cohort_csv, files.cohort_parquet)
+        _note(settings, "cohort made", rows=rows)
+    if protocol.study.evaluation.method != "none":
+        found = gather_evaluation(grid, protocol, members, witness, files, roll)
+        _note(settings, "cohort evaluated", answered=sorted(found["patients"]), dropped=found["dropped"])
 
 
 def _note(settings: RunSettings, action: str, *, outcome: str = "ok", **fields: object) -> None:

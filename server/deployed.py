@@ -109,7 +109,7 @@ def released_names(files: RunFiles) -> list[str]:
         files.sites,
         files.study,
     ]
-    return sorted(path.name for path in [*paths, *([files.release] if files.release.exists() else [])])
+    return sorted(path.name for path in [*paths, *(p for p in (files.release, files.evaluation) if p.exists())])
 
 
 def _without_rows(files: RunFiles) -> dict[str, str]:

@@ -95,6 +95,7 @@ def released_files(files: RunFiles) -> list[Path]:
     channel = files.out / CHANNEL_RELEASE
     return [
         *([channel] if channel.exists() else []),
+        *([files.evaluation] if files.evaluation.exists() else []),
         files.cohort_csv,
         files.cohort_parquet,
         files.metrics,
@@ -196,6 +197,7 @@ PURPOSES = {
     "report.html": "the report: open it in a browser",
     "privacy.json": "what is claimed for every site against every adversary",
     "metrics.json": "fidelity and utility",
+    "evaluation.json": "how the sites' patients compare with the cohort, from what the sites sent",
     "rounds.jsonl": "one line a round: sites, certificate",
     "sites.json": "who took part, with which weight",
     "study.json": "the protocol as approved",

@@ -105,6 +105,11 @@ class RunFiles:
         return self.out / "cohort.parquet"
 
     @property
+    def evaluation(self) -> Path:
+        """What the sites' evaluation of the cohort found, if the study has one."""
+        return self.out / "evaluation.json"
+
+    @property
     def release(self) -> Path:
         """Where the rows of the cohort come from, by site; only where the sites make them."""
         return self.out / "release.json"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from common.privacy.channel_release import channel_event, fit_patients
 from common.privacy.dpsgd import dpsgd_schedule
+from common.privacy.evaluation_release import evaluation_spend
 from common.privacy.events import BoundedInfluence, Event, GaussianUpdate, UnboundedInfluence
 from common.study import Protocol, Study
 
@@ -23,7 +24,7 @@ def round_event(study: Study, number: int, weight: float, patients: int) -> Even
 
 
 def planned_events(protocol: Protocol, patients: Mapping[str, int], rounds: int) -> dict[str, list[Event]]:
-    """The spends of every site over the `rounds` rounds it was asked for, and over the rows it was asked for."""
+    """The spends of every site over the `rounds` it was asked for, the rows and the evaluation it was asked for."""
     study, total = protocol.study, sum(patients.values())
     events: dict[str, list[Event]] = {
         site: [round_event(study, number, count / total, count) for number in range(1, rounds + 1)]
@@ -39,4 +40,7 @@ def planned_events(protocol: Protocol, patients: Mapping[str, int], rounds: int)
         for site, rows in share_rows(study.release.rows, members).items():
             if rows > 0:
                 events[site].append(channel_event(study, diameter, patients[site], rows))
+    if study.evaluation.method != "none" and rounds >= study.training.rounds:
+        for spent in events.values():
+            spent.append(evaluation_spend(protocol))
     return events

@@ -54,6 +54,7 @@ from common.privacy.events import (
     GaussianUpdate,
     SampledGaussianSteps,
     UnboundedInfluence,
+    UnnoisedAggregates,
 )
 from common.privacy.gaussian import SMALLEST_MULTIPLIER, composed_noise_multiplier, gaussian_epsilon
 from common.privacy.memory import remembered
@@ -76,6 +77,7 @@ SEEN_BY: Mapping[type[Event], frozenset[str]] = {
     GaussianUpdate: _EVERYONE,
     SampledGaussianSteps: _EVERYONE,
     GaussianStatistics: _EVERYONE,
+    UnnoisedAggregates: _EVERYONE,
     ChannelRelease: _EVERYONE,
 }
 
@@ -99,7 +101,8 @@ class Guarantee:
 
     `epsilon` is an upper bound in nats, infinity where there is none; `accountant` names the one whose valid bound was
     the smallest; `basis` holds the theorems and statements it rests on. If `unconditional` is false the number holds
-    only given the encoder and decoder, and must not be added to any other.
+    only given the encoder and decoder, and must not be added to any other. `excludes` says what the site sent that the
+    number does not cover; it must be printed with it.
     """
 
     epsilon: float
@@ -111,6 +114,7 @@ class Guarantee:
     applies_to: Population = "every patient"
     unit: str = UNIT
     relation: str = RELATION
+    excludes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -167,12 +171,19 @@ def account(
     them. `delta` is the δ of the whole. `BudgetError` naming an event or adversary this version has no rule for.
     """
     _check_delta_range(delta)
-    studies = [_study_spend(spent, adversary) for spent in (events, *other_studies)]
+    everything = [tuple(spent) for spent in (events, *other_studies)]
+    studies = [_study_spend(spent, adversary) for spent in everything]
     guarantees = [total.guarantee(delta, adversary) for total in _totals(studies)]
     largest = max(guarantees, key=lambda guarantee: guarantee.epsilon)
     # One theorem may decide for fit patients and another for release patients: the statement rests on all of them.
     basis = tuple(dict.fromkeys(itertools.chain(largest.basis, *(guarantee.basis for guarantee in guarantees))))
-    return replace(largest, basis=basis)
+    return replace(largest, basis=basis, excludes=excluded(itertools.chain(*everything)))
+
+
+def excluded(events: Iterable[Event]) -> tuple[str, ...]:
+    """What was sent that no ε covers, in words (privacy.md, section 0)."""
+    found = (event.statistics for event in events if isinstance(event, UnnoisedAggregates))
+    return tuple(f"un-noised aggregates, no epsilon: {statistics}" for statistics in dict.fromkeys(found))
 
 
 def account_lines(
@@ -204,8 +215,7 @@ def prospective(
 ) -> Guarantee:
     """The filter: the guarantee of everything spent plus everything planned, or `BudgetError` with the numbers.
 
-    `max_epsilon` is the stricter of the study's and the site's; infinity allows everything that can be accounted.
-    """
+    `max_epsilon` is the stricter of the study's and the site's; infinity allows everything that can be accounted."""
     if not max_epsilon > 0:
         raise BudgetError(
             f"max_epsilon = {max_epsilon:g} allows nothing to be sent",
@@ -312,6 +322,8 @@ def _read(event: Event) -> tuple[Mechanism | None, int, str]:
             return PlainGaussian(event.noise_multiplier), 1, statement
         case ChannelRelease():
             return _read_channel(event)
+        case UnnoisedAggregates():
+            raise ValueError("un-noised aggregates have no mechanism")
 
 
 def _read_channel(event: ChannelRelease) -> tuple[Mechanism, int, str]:
@@ -338,8 +350,11 @@ def _study_spend(events: Sequence[Event], adversary: Adversary) -> _StudySpend:
     releases = [event for event in visible if isinstance(event, ChannelRelease)]
     training, released = _Spend(), _Spend()
     for event in visible:
-        if not isinstance(event, ChannelRelease):
+        # Un-noised aggregates are named in `excludes` and are part of no number.
+        if not isinstance(event, ChannelRelease | UnnoisedAggregates):
             training.add(event)
+        if isinstance(event, GaussianStatistics) and event.role == "all":
+            released.add(event)
     for event in releases:
         if event.role == "release":
             released.add(event)

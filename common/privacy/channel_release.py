@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from common.errors import StudyError
 from common.privacy.channel import calibrate_latent_noise, channel_sensitivity
 from common.privacy.events import ChannelRelease
+from common.privacy.holdout import participants
 from common.study import Study
 
 
@@ -50,9 +51,9 @@ def release_patients(patients: int, release_share: float) -> int:
 
 
 def fit_patients(study: Study, patients: int) -> int:
-    """How many of a site's patients train."""
-    share = study.channel.release_share
-    return patients if share == 0 else patients - release_patients(patients, share)
+    """How many of a site's n = `patients` train: those who are not held out and do not only release."""
+    taking_part, share = participants(study, patients), study.channel.release_share
+    return taking_part if share == 0 else taking_part - release_patients(taking_part, share)
 
 
 def channel_event(study: Study, diameter: float, patients: int, rows: int) -> ChannelRelease:
@@ -64,7 +65,7 @@ def channel_event(study: Study, diameter: float, patients: int, rows: int) -> Ch
     channel = study.channel
     if channel.epsilon is None:
         raise StudyError("[channel] epsilon is missing: the channel calibrates its noise to it", fix="set epsilon")
-    drawn = release_patients(patients, channel.release_share)
+    drawn = release_patients(participants(study, patients), channel.release_share)
     sensitivity = channel_sensitivity(channel.latent_radius, study.model.encoder_lipschitz, diameter)
     try:
         noise = calibrate_latent_noise(channel.epsilon, study.privacy.delta, drawn, rows, sensitivity)

@@ -86,7 +86,8 @@ class GaussianStatistics:
     """Noised, clipped statistics sent once, such as the anchor's histograms or second moments (privacy.md, section 5).
 
     `noise_multiplier` is in replace units: noise standard deviation over `sensitivity`, the L2 distance by which
-    replacing one patient can move the vector `statistics` names (0: no noise, infinite ε).
+    replacing one patient can move the vector `statistics` names (0: no noise, infinite ε). `role` "fit" says that roles
+    were fixed on patient slots before data were read and that only fit slots entered; "all" says nothing of the kind.
     """
 
     type: ClassVar[str] = "GaussianStatistics"
@@ -94,11 +95,30 @@ class GaussianStatistics:
     noise_multiplier: float
     sensitivity: float
     statistics: str
+    role: Literal["all", "fit"] = "all"
 
     def __post_init__(self) -> None:
         _check_round(self.round)
         _check_not_negative("noise_multiplier", self.noise_multiplier)
         _check_positive("sensitivity", self.sensitivity)
+        if self.role not in ("all", "fit"):
+            raise ValueError(f"role must be all or fit, got {self.role!r}")
+
+
+@dataclass(frozen=True)
+class UnnoisedAggregates:
+    """Exact counts and scores of an evaluation, under the site's floor but without noise (privacy.md, section 0).
+
+    No ε covers them and none is made infinite by them: every ε of a site that sent some is of its models and cohorts
+    alone, and says that it excludes them.
+    """
+
+    type: ClassVar[str] = "UnnoisedAggregates"
+    round: int
+    statistics: str
+
+    def __post_init__(self) -> None:
+        _check_round(self.round)
 
 
 @dataclass(frozen=True)
@@ -151,7 +171,13 @@ class ChannelRelease:
 
 
 Event = (
-    BoundedInfluence | UnboundedInfluence | GaussianUpdate | SampledGaussianSteps | GaussianStatistics | ChannelRelease
+    BoundedInfluence
+    | UnboundedInfluence
+    | GaussianUpdate
+    | SampledGaussianSteps
+    | GaussianStatistics
+    | UnnoisedAggregates
+    | ChannelRelease
 )
 EVENTS: dict[str, type[Event]] = {event.type: event for event in get_args(Event)}
 

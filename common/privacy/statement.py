@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from common.privacy.accountant import Adversary, Guarantee, account, account_lines
+from common.privacy.accountant import Adversary, Guarantee, account, account_lines, excluded
 from common.privacy.channel import latent_noise_multiplier
 from common.privacy.events import (
     BoundedInfluence,
     ChannelRelease,
     Event,
+    GaussianStatistics,
     GaussianUpdate,
     SampledGaussianSteps,
     UnboundedInfluence,
+    UnnoisedAggregates,
 )
 from common.privacy.influence import influence
 from common.privacy.statement_schema import INFINITE, SCHEMA_VERSION
@@ -25,6 +28,8 @@ ADVERSARIES: Mapping[Adversary, str] = {
     "member": "another hospital: sees in addition every global decoder",
     "coordinator": "sees in addition every message a site sends",
 }
+TRAINING = (BoundedInfluence, UnboundedInfluence, GaussianUpdate, SampledGaussianSteps)
+EXCLUDES = "every ε here is of the model and cohort alone, excluding this evaluation and the decision to release"
 CONDITION = (
     "holds only given the encoder and decoder, which may depend on the patient in ways that nothing here covers; it is"
     " added to no other number"
@@ -74,8 +79,15 @@ def privacy_statement(
             else "seeded from the operating system's cryptographic generator"
         ),
         "assumptions": list(ASSUMPTIONS),
+        "excludes": _excludes(itertools.chain(*events.values())),
         "entries": entries,
     }
+
+
+def _excludes(events: Iterable[Event]) -> str | None:
+    """What every ε of the document leaves out; None if it leaves out nothing."""
+    found = excluded(events)
+    return f"{'; '.join(found)}; {EXCLUDES}" if found else None
 
 
 def seed_text(seed: int | None) -> str:
@@ -121,7 +133,8 @@ def epsilon_in_words(statement: Mapping[str, Any]) -> str:
             f" The released rows alone, conditional on the encoder and decoder and added to nothing: {_epsilon(worst)}"
             f" {at_delta}, for {scope}."
         )
-    return text
+    excludes = statement.get("excludes")
+    return f"{text} Not included: {excludes}." if excludes else text
 
 
 def largest_lines(statement: Mapping[str, Any]) -> dict[tuple[str, bool], float | str]:
@@ -170,7 +183,9 @@ def _guarantee(events: Sequence[Event], delta: float, adversary: Adversary) -> d
 def _stated(found: Guarantee, events: Sequence[Event]) -> dict[str, Any]:
     epsilon = found.epsilon if math.isfinite(found.epsilon) else INFINITE
     basis = "; ".join(found.basis) or "these patients took part in nothing that was sent"
-    if all(isinstance(event, BoundedInfluence) for event in events):
+    if events and all(
+        isinstance(event, BoundedInfluence | GaussianStatistics | UnnoisedAggregates) for event in events
+    ):
         basis = (
             "T2 (bounded influence) only: the projected updates carry no noise, so no finite epsilon holds for them,"
             " for the decoder made of them, or for rows sampled from it. How much an attacker can see in practice is a"
@@ -192,13 +207,25 @@ def _releases(events: Sequence[Event]) -> list[ChannelRelease]:
 def _exposure(events: Sequence[Event], study: Study, weight: float) -> dict[str, Any]:
     """What the site sent, in declared constants: its updates, and the rows it released if any."""
     releases = _releases(events)
-    training = [event for event in events if not isinstance(event, ChannelRelease)]
+    training = [event for event in events if isinstance(event, TRAINING)]
     trained = "fit patient" if any(release.role == "release" for release in releases) else "patient"
     found = _training_exposure(training, study, weight, trained)
     if releases:
         found["released_rows"] = sum(release.rows for release in releases)
         found["released_in_words"] = " ".join(_release_in_words(release) for release in releases)
+    evaluated = [_evaluation_in_words(e) for e in events if isinstance(e, GaussianStatistics | UnnoisedAggregates)]
+    if evaluated:
+        found["evaluated_in_words"] = " ".join(evaluated)
     return found
+
+
+def _evaluation_in_words(event: GaussianStatistics | UnnoisedAggregates) -> str:
+    if isinstance(event, UnnoisedAggregates):
+        return f"Un-noised aggregates, which no ε covers: {event.statistics}."
+    return (
+        f"Noised statistics ({event.statistics}): a Gaussian mechanism with noise multiplier"
+        f" {event.noise_multiplier:.4g} under replace-one."
+    )
 
 
 def _release_in_words(event: ChannelRelease) -> str:

@@ -21,7 +21,7 @@ from common.files import write_atomic
 from common.privacy.accountant import Accountant, Adversary, Population
 from common.study import Mode
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SCHEMA_FILE = Path(__file__).parents[2] / "docs" / "privacy.schema.json"
 INFINITE: Literal["infinity"] = "infinity"
 
@@ -74,6 +74,7 @@ class Exposure(Section):
     in_words: Words = Field(default="none", description="dpsgd: the training in one sentence")
     released_rows: Whole = Field(default=0, description="rows released through the stochastic channel")
     released_in_words: Words = Field(default="none", description="the channel and its constants in words")
+    evaluated_in_words: Words = Field(default="none", description="the evaluation by the site, noised or not")
 
 
 class Entry(Section):
@@ -108,7 +109,7 @@ class PrivacyStatement(Section):
     No ε stands alone: δ and the adversary are those of its entry, unit and neighbouring relation those of the document.
     """
 
-    schema_version: Literal[2] = Field(description="version of this format")
+    schema_version: Literal[3] = Field(description="version of this format")
     study: Words = Field(description="short name of the study")
     study_digest: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the approved protocol")
     mode: Mode = Field(description="training mode")
@@ -116,6 +117,9 @@ class PrivacyStatement(Section):
     neighbouring_relation: Words = Field(description="which two data sets an ε compares")
     randomness: Words = Field(description="where the noise came from; a seeded run is a simulation, its ε `as if`")
     assumptions: tuple[Words, ...] = Field(min_length=1, description="what every line takes for granted")
+    excludes: Words | None = Field(
+        description="what was sent that no ε of this document covers, such as an un-noised evaluation; null for nothing"
+    )
     entries: tuple[Entry, ...] = Field(description="one entry a site and adversary")
 
     @model_validator(mode="after")

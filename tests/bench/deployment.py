@@ -118,8 +118,8 @@ class Bench(Consortium):
             if not (self.folder / site).exists():
                 self.enrol(site)
 
-    def study(self, name: str, rounds: int) -> Path:
-        path = super().study(name, rounds)
+    def study(self, name: str, rounds: int, round_timeout: float = 60.0) -> Path:
+        path = super().study(name, rounds, round_timeout)
         path.write_text(STUDY.format(name=name, rounds=rounds, sites=len(self.sites)), encoding="utf-8")
         return path
 

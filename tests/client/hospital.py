@@ -12,7 +12,10 @@ from flwr.app import RecordDict
 
 from client.handlers import Site
 from client.site import SiteConfig, load_site
+from common.evaluation.results import values_expected
+from common.evaluation_messages import EvaluateReply, EvaluateRequest
 from common.messages import (
+    EVALUATE,
     JOIN,
     RELEASE,
     REPLY_FIELDS,
@@ -35,6 +38,7 @@ from tests.packed import unpack
 SECRET = "Zq7731"
 MARKED = "61.7731"  # a number that stands for a patient: no reply and no log may hold it
 ROWS, RADIUS, ROUNDS = 40, 0.5, 3
+PAYLOADS = {TRAIN: "update", RELEASE: "rows", EVALUATE: "aggregates"}  # what a reply of each kind carries
 SCHEMA = {
     "fields": [
         {"name": "age", "type": "number", "constraints": {"minimum": 0, "maximum": 120}},
@@ -80,6 +84,10 @@ def train_request(number: int = 1, protocol: Protocol = PROTOCOL, seed: int = 0,
     return TrainRequest(protocol.digest, number, weight, decoder_of(protocol, seed)).to_record()
 
 
+def evaluate_request(protocol: Protocol, cohort: np.ndarray) -> RecordDict:
+    return EvaluateRequest(protocol.digest, cohort).to_record()
+
+
 def release_request(protocol: Protocol, rows: int, seed: int = 0) -> RecordDict:
     return ReleaseRequest(protocol.digest, rows, decoder_of(protocol, seed)).to_record()
 
@@ -119,6 +127,11 @@ class Hospital:
         self.inspect(RELEASE, sent)
         return ReleaseReply.from_record(sent, (rows, len(protocol.schema.columns)))
 
+    def evaluate(self, record: RecordDict, protocol: Protocol) -> EvaluateReply:
+        sent = self.site.evaluate(record).to_record()
+        self.inspect(EVALUATE, sent)
+        return EvaluateReply.from_record(sent, values_expected(protocol))
+
     def joined(self, protocol: Protocol = PROTOCOL) -> "Hospital":
         assert self.join(join_request(protocol)).status is Status.OK
         return self
@@ -128,12 +141,12 @@ class Hospital:
         allowed = REPLY_FIELDS[kind]
         assert set(record) <= {HEADER, ARRAYS}
         header = record.config_records[HEADER]
-        assert set(header) <= set(allowed) - {"update", "rows"}
+        assert set(header) <= set(allowed) - {"update", "rows", "aggregates"}
         status = Status(str(header["status"]))
-        assert (ARRAYS in record) == (status is Status.OK and kind in (TRAIN, RELEASE))
+        assert (ARRAYS in record) == (status is Status.OK and kind in PAYLOADS)
         if ARRAYS in record:
-            payload = {"rows"} if kind == RELEASE else set(decoder_of(PROTOCOL))
-            assert {"rows" if kind == RELEASE else "update"} <= set(allowed)
+            payload = set(decoder_of(PROTOCOL)) if kind == TRAIN else {PAYLOADS[kind]}
+            assert PAYLOADS[kind] in allowed
             assert set(unpack(record.config_records[ARRAYS])) == payload
         text = repr(dict(header))
         for forbidden in (SECRET, MARKED, "Error", "Traceback", str(self.folder), "patients.csv", "column"):

@@ -51,6 +51,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     text = MINIMAL + (
         'device = "cuda:1"\nthreads = 3\n[policy]\nmodes = ["none", "constrained"]\nout_of_bounds = "refuse"\n'
         "min_patients = 7\nmax_update_norm = 0.25\nmax_epsilon = 3\nmax_release_rows = 50\nsimulation = true\n"
+        'evaluation = "unnoised"\n'
     )
     loaded = load_site(write(tmp_path, text))
     assert (loaded.site.device, loaded.site.threads) == ("cuda:1", 3)
@@ -58,6 +59,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         "modes": ("none", "constrained"),
         "out_of_bounds": "refuse",
         "min_patients": 7,
+        "evaluation": "unnoised",
         "max_update_norm": 0.25,
         "max_epsilon": 3.0,
         "max_release_rows": 50,

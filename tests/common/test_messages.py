@@ -261,12 +261,12 @@ def test_every_field_of_every_reply_is_classified() -> None:
 @pytest.mark.parametrize("field", ["loss", "norm", "reason", "certificate"])
 def test_a_field_without_classification_cannot_leave(kind: str, field: str) -> None:
     with pytest.raises(MessageError, match=f"'{field}'.* must not leave the site"):
-        messages._reply_record(kind, Status.OK, {"site": "north", field: 0.5})
+        messages.reply_record(kind, Status.OK, {"site": "north", field: 0.5})
 
 
 def test_a_join_reply_cannot_carry_arrays() -> None:
     with pytest.raises(MessageError, match="must not leave the site"):
-        messages._reply_record(JOIN, Status.OK, {"site": "north"}, ("update", arrays_to_record(arrays())))
+        messages.reply_record(JOIN, Status.OK, {"site": "north"}, ("update", arrays_to_record(arrays())))
 
 
 def test_a_reply_that_reports_a_failure_cannot_carry_an_update() -> None:

@@ -330,7 +330,7 @@ def test_without_a_channel_release_nothing_is_said_of_one(release: tuple[Path, d
 def test_a_statement_that_does_not_fit_its_schema_is_not_released(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.release.privacy_statement", lambda *_: {"schema_version": 2})
+    monkeypatch.setattr("server.release.privacy_statement", lambda *_: {"schema_version": 3})
     result = make_result(tmp_path / "out", make_protocol())
     with pytest.raises(OutputError, match=r"does not fit its schema: study: Field required"):
         release_simulation(result, None)

@@ -30,12 +30,14 @@ from common.privacy.events import (
     GaussianUpdate,
     SampledGaussianSteps,
     UnboundedInfluence,
+    UnnoisedAggregates,
 )
 from common.privacy.gaussian import gaussian_epsilon
 
 DELTA = 1e-5
 ADVERSARIES: tuple[Adversary, ...] = ("public", "member", "coordinator")
 STATISTICS = GaussianStatistics(0, 2.0, 1.0, "histograms")
+FIT_STATISTICS = dataclasses.replace(STATISTICS, role="fit")
 STEPS = SampledGaussianSteps(1, 30, 0.05, 2.0)
 
 
@@ -188,9 +190,9 @@ def test_roles_give_two_lines_and_the_site_the_larger() -> None:
 
 
 def test_roles_with_accounted_networks_are_finite_for_both() -> None:
-    fit, released = account_lines([STATISTICS, release(role="release", networks_accounted=True)], DELTA)
+    fit, released = account_lines([FIT_STATISTICS, release(role="release", networks_accounted=True)], DELTA)
     assert fit.epsilon == epsilon(STATISTICS) and released.epsilon == cohort_epsilon(50, 100, 2.0, DELTA)
-    whole = account([STATISTICS, release(role="release", networks_accounted=True)], DELTA)
+    whole = account([FIT_STATISTICS, release(role="release", networks_accounted=True)], DELTA)
     assert whole.epsilon == max(fit.epsilon, released.epsilon)
     assert any("T5" in line for line in whole.basis) and any("section 5" in line for line in whole.basis)
 
@@ -199,6 +201,22 @@ def test_noise_on_updates_does_not_cover_a_private_encoder() -> None:
     # The rows carry what the encoder learned, whatever noise the decoder's updates had.
     events = [GaussianUpdate(1, 1.0, 20.0, 0.5), release(role="release")]
     assert account_lines(events, DELTA)[0].epsilon == math.inf
+
+
+def test_statistics_of_all_slots_count_for_release_patients_too() -> None:
+    channel = release(role="release", networks_accounted=True)
+    fit, released = account_lines([STATISTICS, channel], DELTA)
+    assert fit.epsilon == epsilon(STATISTICS)
+    assert released.epsilon == epsilon(STATISTICS, release(networks_accounted=True)) > fit.epsilon
+
+
+def test_unnoised_aggregates_are_named_and_change_no_number() -> None:
+    aggregates = UnnoisedAggregates(9, "counts of everybody")
+    found = account([STATISTICS, aggregates], DELTA)
+    assert found.epsilon == epsilon(STATISTICS) and not account([STATISTICS], DELTA).excludes
+    assert found.excludes == ("un-noised aggregates, no epsilon: counts of everybody",)
+    assert account([STATISTICS], DELTA, other_studies=[[aggregates]]).excludes == found.excludes
+    assert account_lines([aggregates], DELTA)[0].epsilon == 0.0
 
 
 def test_a_release_of_all_slots_beside_one_of_release_slots() -> None:
@@ -213,7 +231,7 @@ def test_studies_of_a_site_compose() -> None:
     other = [GaussianStatistics(0, 3.0, 1.0, "moments")]
     assert account([STATISTICS], DELTA, other_studies=[other]).epsilon == epsilon(STATISTICS, *other)
     # A patient may be a fit patient here and a release patient there: the worst of all combinations counts.
-    roles = [STATISTICS, release(role="release", networks_accounted=True)]
+    roles = [FIT_STATISTICS, release(role="release", networks_accounted=True)]
     total = account(roles, DELTA, other_studies=[roles]).epsilon
     assert total == max(
         epsilon(STATISTICS, STATISTICS),

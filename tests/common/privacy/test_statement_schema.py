@@ -31,7 +31,7 @@ def document() -> dict[str, Any]:
 def test_what_is_written_fits(document: dict[str, Any]) -> None:
     assert problem_of(document) is None
     assert problem_of(json.loads(json.dumps(document, allow_nan=False))) is None
-    assert document["schema_version"] == SCHEMA_VERSION == 2
+    assert document["schema_version"] == SCHEMA_VERSION == 3
     Draft202012Validator(json_schema()).validate(document)
 
 

@@ -1,0 +1,48 @@
+"""A study that this site has accepted, as it lies on its disk."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.encoding import TableEncoding
+from common.model.vae import Decoder
+from common.study import Protocol
+
+
+@dataclass(frozen=True)
+class Study:
+    """An accepted study at this site: its protocol, its folder, and the shapes of the decoder."""
+
+    protocol: Protocol
+    encoding: TableEncoding
+    shapes: Mapping[str, tuple[int, ...]]
+    folder: Path
+
+    @property
+    def state_path(self) -> Path:
+        """The training state of this study."""
+        return self.folder / "state.safetensors"
+
+    @property
+    def evaluated_path(self) -> Path:
+        """The aggregates of the evaluation."""
+        return self.folder / "evaluated.safetensors"
+
+    @property
+    def released_path(self) -> Path:
+        """The rows released through the channel."""
+        return self.folder / "released.safetensors"
+
+
+@functools.lru_cache(maxsize=8)
+def open_study(path: Path, _time: int) -> Study:
+    """Read the protocol at `path`; `_time` is when it was last changed, so that a new one is read again."""
+    protocol = Protocol.from_json(json.loads(path.read_text(encoding="utf-8")))
+    encoding = TableEncoding(protocol.schema)
+    decoder = Decoder(encoding, protocol.study.model, initialise=False)  # for its shapes only
+    shapes = {name: tuple(value.shape) for name, value in decoder.named_parameters()}
+    return Study(protocol, encoding, shapes, path.parent)

@@ -234,7 +234,7 @@ def test_a_certificate_that_expires_stops_a_study_until_it_is_renewed(consortium
     addresses = ("--public", consortium.public, "--private", consortium.private)
     refused = cohortium("start-superlink", "--consortium", consortium.home, *addresses, code=7)
     assert "expired at" in refused.stderr and "renew-certificate" in refused.stderr
-    cohortium("renew-certificate", "--consortium", consortium.home)
+    cohortium("renew-certificate", consortium.home)
     consortium.log_file("superlink").unlink()
     consortium.start_superlink()
     for site in SITES:

@@ -23,6 +23,7 @@ from flwr.app import RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
+from client import PARENT
 from common.errors import FederationError
 
 READY, DONE, FAILED = b"ready", b"done", b"failed"
@@ -131,10 +132,9 @@ class Worker:
 
 def end_with_parent(then: Callable[[], None]) -> None:
     """Call `then` once the process that started this one is gone, however it ended."""
-    parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == PARENT:
             time.sleep(0.5)
         then()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -149,14 +150,22 @@ def verify_audit(consortium: Consortium, as_json: AsJson = False) -> None:
 @audit_log.command("show")
 def show_audit(consortium: Consortium, as_json: AsJson = False) -> None:
     """Print the coordinator's audit log, once its chain is checked."""
-    from common.audit import AUDIT_LOG, read_audit
+    from common.audit import AUDIT_LOG, FIELDS, read_audit
 
     entries = read_audit(consortium / AUDIT_LOG)
     if as_json:
         write_json(entries)
         return
     for entry in entries:
-        results.print(f"{entry['time']}  {entry['action']}  {entry['study']}  {entry['outcome']}", soft_wrap=True)
+        about = "  ".join(f"{name}={_short(value)}" for name, value in entry.items() if name not in FIELDS)
+        line = f"{entry['time']}  {entry['action']}  {entry['study']}  {entry['outcome']}  {about}"
+        results.print(line.rstrip(), soft_wrap=True, markup=False)
+
+
+def _short(value: object) -> str:
+    """A field of an audit line in a word or two; `--json` prints it whole."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _follow(started: Launch, *, as_json: bool, quiet: bool) -> None:

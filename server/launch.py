@@ -144,7 +144,7 @@ def resume(out: Path, consortium: Path) -> Launch:
     state = last.runs().state(last.run)
     if state is not None and not state.over and not _is_abandoned(last, state):
         return last
-    if last.files.cohort_csv.exists() and last.files.cohort_parquet.exists():
+    if last.files.complete(last.protocol().study):
         return last  # only the release is missing, if anything
     for folder in (out, StateFolder(consortium).path):
         require_space(folder, f"free space, then {last.continuation}")
@@ -264,6 +264,7 @@ def follow(
     """
     runs, files = started.runs(), started.files
     seen, waiting, asked, last_heard, queued = 0, {}, 0.0, time.monotonic(), False
+    refused: dict[str, str] = {}
     state: RunState | None = None
     began = held = last_heard
     try:
@@ -292,6 +293,10 @@ def follow(
             for report in reports[seen:]:
                 on_round(report)
             seen = len(reports)
+            for name, reason in read_waiting(files, "refused").items():
+                if refused.get(name) != reason:
+                    on_state(f"{name} takes no part: {reason}")
+                    refused[name] = reason
             found = {} if over else read_waiting(files)
             if found != waiting:
                 waiting = found
@@ -311,9 +316,9 @@ def follow(
 
 
 def raise_failure(started: Launch, state: RunState | None, rounds: int) -> None:
-    """Nothing if the run left its cohort; otherwise why it did not."""
+    """Nothing if the run left all that is released; otherwise why it did not."""
     files = started.files
-    made = files.cohort_csv.exists() and files.cohort_parquet.exists()
+    made = files.complete(started.protocol().study)
     if not made:  # whatever the ServerApp stumbled over then
         for folder in (files.out, StateFolder(started.consortium).path):
             require_space(folder, f"free space, then {started.continuation}")
@@ -334,10 +339,13 @@ def raise_failure(started: Launch, state: RunState | None, rounds: int) -> None:
     )
 
 
-def read_waiting(files: RunFiles) -> dict[str, str]:
-    """The sites that have not decided, with what they wait for; empty once they are no longer waited for."""
+def read_waiting(files: RunFiles, which: str = "waiting") -> dict[str, str]:
+    """The sites that have not decided, with what they wait for, or those "refused", with their reasons.
+
+    Empty once nobody is waited for any more.
+    """
     try:
-        return dict(json.loads(files.waiting.read_text(encoding="utf-8"))["waiting"])
+        return dict(json.loads(files.waiting.read_text(encoding="utf-8"))[which])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

@@ -101,7 +101,8 @@ def invite(
             found.take(nodes, replies)
         if len(found.final) >= sites or time.monotonic() >= deadline:
             break
-        write_atomic(files.waiting, json.dumps({"expected": sites, "waiting": found.waiting}, indent=1))
+        undecided = {"expected": sites, "waiting": found.waiting, "refused": found.refused}
+        write_atomic(files.waiting, json.dumps(undecided, indent=1))
         time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
         if found.waiting:  # somebody has to decide, which takes its time
             pause = min(2 * pause, LONGEST_PAUSE)

@@ -9,7 +9,7 @@ from typing import Any
 
 from common.errors import FederationError, OutputError
 from common.files import write_atomic
-from common.study import Protocol
+from common.study import Protocol, Study
 
 RUN_VARIABLE = "COHORTIUM_RUN"
 
@@ -68,6 +68,13 @@ class RunFiles:
     def study(self) -> Path:
         """The protocol as approved."""
         return self.out / "study.json"
+
+    def complete(self, study: Study) -> bool:
+        """Whether the ServerApp has left all that a release of this study needs."""
+        needed = [self.cohort_csv, self.cohort_parquet]
+        if study.evaluation.method != "none":
+            needed.append(self.evaluation)
+        return all(path.exists() for path in needed)
 
     @property
     def rounds(self) -> Path:

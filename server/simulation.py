@@ -105,7 +105,7 @@ def simulate(
         _lay_out_sites(work, directory, list(tables))
         RunSettings(protocol, files.out, len(tables), simulation=True).save(work / "run.json")
         with _worker(work, files) as process:
-            _follow(process, files, work, list(tables), on_round)
+            _follow(process, protocol.study, files, work, list(tables), on_round)
     except KeyboardInterrupt:
         raise StoppedError(_stopped_message(files)) from None
     finally:
@@ -173,6 +173,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _follow(
     process: subprocess.Popen[bytes],
+    study: Study,
     files: RunFiles,
     work: Path,
     names: list[str],
@@ -196,7 +197,7 @@ def _follow(
         raise error
     if shutil.disk_usage(files.out).free < LEAST_FREE_BYTES:
         raise OutputError(f"{files.out}: the disk is full", fix="free space, or name another --out, and run it again")
-    if process.returncode != 0 or not files.cohort_csv.exists():
+    if process.returncode != 0 or not files.complete(study):
         raise FederationError(
             f"the simulation runtime ended with code {process.returncode} before the study did",
             fix=f"see {files.log}",

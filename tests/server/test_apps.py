@@ -199,8 +199,8 @@ def test_a_site_that_has_not_decided_is_asked_again_and_named_meanwhile(identity
     assert [member.site for member in members] == ["anna", "berta", "clara"]
     assert dict(grid.asked) == {1: 1, 2: 3, 3: 2}, "who has decided is not asked again"
     assert seen == [
-        {"expected": 3, "waiting": {"berta": "awaiting-approval", "node 3": "is not connected"}},
-        {"expected": 3, "waiting": {"berta": "closed-now"}},
+        {"expected": 3, "waiting": {"berta": "awaiting-approval", "node 3": "is not connected"}, "refused": {}},
+        {"expected": 3, "waiting": {"berta": "closed-now"}, "refused": {}},
     ]
     assert not files.waiting.exists()
 

@@ -21,7 +21,7 @@ import numpy as np
 from common.audit import AUDIT_LOG
 from common.errors import CohortiumError, DataError, ExitCode, FederationError, OutputError
 from common.files import write_atomic
-from common.study import SITE_NAME, Protocol
+from common.study import SITE_NAME, Protocol, Study
 from common.table import Table, read_table
 from server.run import RUN_VARIABLE, RunFiles, RunSettings
 

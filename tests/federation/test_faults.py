@@ -111,10 +111,13 @@ def ended(consortium: Consortium, name: str, seconds: float) -> int:
 
 
 def said(consortium: Consortium, name: str) -> str:
-    """The error a command ended with: one, with a way to mend it, and no traceback."""
+    """The error a command ended with: one, with a way to mend it, and no traceback of ours (Flower's have a prefix)."""
     text = consortium.log(name)
-    assert text.count("error: ") == 1 and "How to mend it" in text and "Traceback" not in text, text[-3000:]
-    return text[text.index("error: ") :]
+    own = [line for line in text.splitlines() if line.startswith(("error: ", "Traceback"))]
+    assert len(own) == 1 and own[0].startswith("error: "), text[-3000:]
+    found = text[text.index(own[0]) :]
+    assert "How to mend it" in found, text[-3000:]
+    return found
 
 
 def site_status(consortium: Consortium, site: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from server.cohort import write_cohort
 from server.consortium import RELEASE_KEY, audit_of
 from server.evaluation import gather_evaluation
 from server.members import gather_again, gather_sites
+from server.recording import RecordingFedAvg
 from server.roll import Roll
 from server.rows import gather_rows
 from server.run import RUN_VARIABLE, RunFiles, RunSettings
@@ -81,7 +82,11 @@ def run_study(grid: Grid, settings: RunSettings, files: RunFiles, key: Ed25519Pr
         _note(settings, "round", round=report.round, answered=list(report.answered), dropped=dict(report.dropped))
 
     roll = Roll.of(settings)
-    strategy = LipschitzFedAvg(protocol, decoder, members, observe, witness, completed, roll)
+    if settings.record is None:
+        strategy = LipschitzFedAvg(protocol, decoder, members, observe, witness, completed, roll)
+    else:
+        recorded = {"site": settings.record, "folder": settings.out}
+        strategy = RecordingFedAvg(protocol, decoder, members, observe, witness, completed, roll, **recorded)
     training = protocol.study.training
     strategy.start(
         grid,

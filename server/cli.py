@@ -8,11 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from common.console import new_app, progress, results, run_cli, write_json
+from server.audit_commands import app as audit_app
 from server.deploy_commands import app as deploy_app
 from server.enrol_commands import app as enrol_app
 
 app = new_app("The coordinator's side of a Cohortium study.")
 
+app.add_typer(audit_app)
 app.add_typer(enrol_app)
 app.add_typer(deploy_app)
 

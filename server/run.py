@@ -19,7 +19,8 @@ class RunSettings:
     """Handed to the ServerApp as a JSON file.
 
     `sites` is the number of sites to wait for before round 1; `resume` goes on from what `out` holds; `key` is the file
-    with the coordinator's Ed25519 key, None for a simulation, whose coordinator has no identity.
+    with the coordinator's Ed25519 key, None for a simulation, whose coordinator has no identity. `record` names the
+    site whose messages an audit keeps, in a simulation only.
     """
 
     protocol: Protocol
@@ -28,6 +29,7 @@ class RunSettings:
     simulation: bool
     resume: bool = False
     key: Path | None = None
+    record: str | None = None
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
@@ -38,6 +40,7 @@ class RunSettings:
             "simulation": self.simulation,
             "resume": self.resume,
             "key": None if self.key is None else str(self.key),
+            "record": self.record,
         }
         write_atomic(path, json.dumps(document, indent=1))
 
@@ -46,6 +49,9 @@ class RunSettings:
         """Read what `save` wrote; `FederationError` if there is no such file."""
         try:
             document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            record = document.get("record")
+            if record is not None and not (isinstance(record, str) and document["simulation"] is True):
+                raise ValueError("record")  # messages of a real site are never kept
             return cls(
                 Protocol.from_json(document["protocol"]),
                 Path(document["out"]),
@@ -53,6 +59,7 @@ class RunSettings:
                 bool(document["simulation"]),
                 bool(document["resume"]),
                 None if document["key"] is None else Path(document["key"]),
+                record,
             )
         except (OSError, AttributeError, KeyError, TypeError, ValueError):
             raise FederationError(f"{path}: not the settings of a run", fix="launch through `cohortium`") from None

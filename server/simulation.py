@@ -92,8 +92,11 @@ def simulate(
     tables: Mapping[str, Table],
     files: RunFiles,
     on_round: Callable[[RoundProgress], None],
+    record: str | None = None,
 ) -> SimulationResult:
     """Run the study over `directory`'s sites, read by `load_sites`; `on_round` hears of every round.
+
+    `record` names a site whose messages are kept for an audit.
 
     Raises `FederationError` or what the ServerApp failed with; `StoppedError` on Ctrl-C. Whatever happens, the sites'
     working folders (encoders, optimiser states) are removed, their ledgers and logs kept.
@@ -103,7 +106,7 @@ def simulate(
     work = files.out / WORK
     try:
         _lay_out_sites(work, directory, list(tables))
-        RunSettings(protocol, files.out, len(tables), simulation=True).save(work / "run.json")
+        RunSettings(protocol, files.out, len(tables), simulation=True, record=record).save(work / "run.json")
         with _worker(work, files) as process:
             _follow(process, protocol.study, files, work, list(tables), on_round)
     except KeyboardInterrupt:

@@ -18,7 +18,7 @@ from common.model.vae import Decoder
 from common.privacy.accountant import Adversary
 from common.table import Table
 
-STEPS = 150
+STEPS = 60
 STEPS_A_ROUND = 5  # a search that goes on from the codes of the round before
 RATE = 0.1
 CHUNK = 2048

@@ -7,6 +7,7 @@ channel     quality against ε: rows of the stochastic channel beside rows of th
 generation  synthetic rows a second on one core, and memory for many rows
 deployment  a real consortium of many sites on this machine: seconds a round, processor time, memory, requests
 accounting  seconds that accountant and ledger take in a study of 18 sites and 60 rounds
+frontier    leakage (canaries, membership) against utility, over the settings that a study chooses
 picture     the README's picture, from a finished `cohortium demo`
 """
 
@@ -34,10 +35,11 @@ def main() -> None:
     deployment.add_argument("--sites", type=int, default=30)
     deployment.add_argument("--rounds", type=int, default=5)
     deployment.add_argument("--idle", type=float, default=0.0, help="seconds to look at the idle consortium as well")
+    frontier = commands.add_parser("frontier", help="leakage against utility")
     picture = commands.add_parser("picture", help="the README's picture")
     picture.add_argument("demo", type=Path, help="the demo's output directory")
     picture.add_argument("png", type=Path, help="where to write the picture")
-    for command in (quality, simulate, training, channel, generation):
+    for command in (quality, simulate, training, channel, generation, frontier):
         command.add_argument("data", type=Path, help="folder with schema.json, sites/*.csv and test.csv")
         command.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
     quality.add_argument("--seeds", type=int, default=3)
@@ -48,6 +50,11 @@ def main() -> None:
     channel.add_argument("--rows", type=int, default=20_000, help="synthetic rows of every release")
     channel.add_argument("--epsilon", type=float, nargs="+", default=[0.3, 1.0, 3.0, 10.0, 100.0])
     channel.add_argument("--radius", type=float, nargs="+", default=[1.0, 3.0])
+    frontier.add_argument("--seeds", type=int, default=3)
+    frontier.add_argument("--canaries", type=int, default=200)
+    frontier.add_argument("--points", nargs="+", help="some of the points; default: all")
+    frontier.add_argument("--out", type=Path, default=Path("frontier.jsonl"), help="one line a result; goes on from it")
+    frontier.add_argument("--figure", type=Path, help="write leakage against utility as a picture")
     generation.add_argument("--rows", type=int, default=200_000)
     arguments = parser.parse_args()
 
@@ -64,6 +71,8 @@ def main() -> None:
         from tests.bench.generation import run
     elif arguments.command == "deployment":
         from tests.bench.deployment import run
+    elif arguments.command == "frontier":
+        from tests.bench.frontier import run
     elif arguments.command == "accounting":
         from tests.bench.accounting import run
     else:

@@ -59,7 +59,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def plan(folder: Path, **options: Any) -> Plan:
-    return plan_audit(folder / "study.toml", folder / "sites", **({"canaries": 40} | options))
+    settings: dict[str, Any] = {"canaries": 40} | options
+    return plan_audit(folder / "study.toml", folder / "sites", **settings)
 
 
 def perfect(plan: Plan, wrong: int = 0) -> dict[str, np.ndarray]:
@@ -173,7 +174,8 @@ def test_a_bound_above_the_claim_is_an_error_and_one_below_is_not(folder: Path) 
     found = plan(folder, overrides=DPSGD)
     reach = epsilon_bound(40, 40, 40, delta=1e-5, level=0.05 / 15).epsilon
     require_unrefuted(judge(found, perfect(found), dict.fromkeys(NONE, reach * 1.0001)))
-    refuted = judge(found, perfect(found), NONE | {"member": reach * 0.9999})
+    claims: dict[Any, float | str] = {**NONE, "member": reach * 0.9999}
+    refuted = judge(found, perfect(found), claims)
     assert [line.score for line in refuted.refuted] == ["reconstruction"]
     with pytest.raises(VerifyError, match=r"member, reconstruction: at least 1\.\d+, claimed") as caught:
         require_unrefuted(refuted)
@@ -191,7 +193,7 @@ def test_guesses_at_random_show_nothing(folder: Path) -> None:
 @pytest.mark.parametrize("seeded", [True, False])
 def test_the_screen_says_what_the_numbers_are(folder: Path, seeded: bool, capsys: pytest.CaptureFixture[str]) -> None:
     found = plan(folder, overrides=[*DPSGD, *(["study.seed=1"] if seeded else [])])
-    claims = NONE | {"public": 1.0, "coordinator": math.pi}
+    claims: dict[Any, float | str] = {**NONE, "public": 1.0, "coordinator": math.pi}
     audit = judge(found, perfect(found, wrong=4), claims)
     results.print(audit_table(audit))
     table = capsys.readouterr().out

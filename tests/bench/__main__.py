@@ -52,6 +52,7 @@ def main() -> None:
     channel.add_argument("--radius", type=float, nargs="+", default=[1.0, 3.0])
     frontier.add_argument("--seeds", type=int, default=3)
     frontier.add_argument("--canaries", type=int, default=200)
+    frontier.add_argument("--patients", type=int, help="about so many patients of all sites, drawn at random")
     frontier.add_argument("--points", nargs="+", help="some of the points; default: all")
     frontier.add_argument("--out", type=Path, default=Path("frontier.jsonl"), help="one line a result; goes on from it")
     frontier.add_argument("--figure", type=Path, help="write leakage against utility as a picture")

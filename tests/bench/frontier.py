@@ -13,7 +13,7 @@ import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ COLUMNS = {
 
 
 def run(arguments: argparse.Namespace) -> None:
-    inputs = load_inputs(arguments.data)
+    whole = load_inputs(arguments.data)
     torch.set_num_threads(1)
     names = arguments.points or [*POINTS, CLEAN]
     unknown = [name for name in names if name not in POINTS and name != CLEAN]
@@ -85,7 +85,9 @@ def run(arguments: argparse.Namespace) -> None:
             if any((line["point"], line["seed"]) == (name, seed) for line in results):
                 continue
             started = time.perf_counter()
-            point = Point(inputs, name, seed, arguments.canaries, tuple(arguments.overrides))
+            point = Point(
+                fewer(whole, arguments.patients, seed), name, seed, arguments.canaries, tuple(arguments.overrides)
+            )
             line = {"point": name, "seed": seed} | point.scores() | {"seconds": time.perf_counter() - started}
             results.append(line)
             text = json.dumps(line)
@@ -93,9 +95,21 @@ def run(arguments: argparse.Namespace) -> None:
             with arguments.out.open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
     chosen = [line for line in results if line["point"] in names and line["seed"] < arguments.seeds]
-    print(markdown(inputs, arguments.canaries, chosen))
+    print(markdown(fewer(whole, arguments.patients, 0), arguments.canaries, chosen))
     if arguments.figure:
-        draw(chosen, inputs.folder.name).savefig(arguments.figure, dpi=150)
+        draw(chosen, whole.folder.name).savefig(arguments.figure, dpi=150)
+
+
+def fewer(inputs: Inputs, patients: int | None, seed: int) -> Inputs:
+    """The tables with about `patients` of their rows, drawn at random, every site keeping its share."""
+    if patients is None:
+        return inputs
+    random, share = np.random.default_rng(seed), patients / len(inputs.pooled)
+    sites = {
+        name: Table(inputs.schema, table.values[random.permutation(len(table))[: round(share * len(table))]])
+        for name, table in inputs.sites.items()
+    }
+    return replace(inputs, sites=sites)
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:

@@ -184,7 +184,7 @@ def judge(plan: Plan, scores: Mapping[str, np.ndarray], claims: Mapping[Adversar
         )
     seeded = study.study.seed is not None
     share = f"{len(canaries)} of {len(plan.tables[plan.site])} patients of {plan.site!r} were replaced by canaries"
-    as_if = " Slots, coins and training come from the study's seed: a simulation, repeatable." if seeded else ""
+    as_if = " Slots, coins and training come from the study's seed, so every ε is as if." if seeded else ""
     return Audit(
         study=study.study.name,
         study_digest=plan.protocol.digest,

@@ -96,6 +96,8 @@ def run(arguments: argparse.Namespace) -> None:
                 file.write(text + "\n")
     chosen = [line for line in results if line["point"] in names and line["seed"] < arguments.seeds]
     print(markdown(fewer(whole, arguments.patients, 0), arguments.canaries, chosen))
+    for key in ("canary reconstruction", "canary site's decoders", "patient reconstruction"):
+        print(against_free(chosen, key))
     if arguments.figure:
         draw(chosen, whole.folder.name).savefig(arguments.figure, dpi=150)
 
@@ -221,6 +223,32 @@ def markdown(inputs: Inputs, canaries: int, results: Sequence[Mapping[str, Any]]
             cells.append(f"{np.mean(values):.3f}{spread}" if values else "")
         lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def against_free(results: Sequence[Mapping[str, Any]], key: str) -> str:
+    """Leakage minus that of an unconstrained network of equal utility, mean and range over seeds, of every other point.
+
+    Equal utility: between the unconstrained runs of the same seed, linearly in the mean TSTR of both classifiers. A
+    point that no two of them enclose has no difference; how many seeds had one is said.
+    """
+    lines = [f"\nAUROC of {key!r} minus that of an unconstrained network at the same TSTR, same seed and canaries\n"]
+    lines += ["| point | difference | range | seeds |", "| --- | --- | --- | --- |"]
+    found: dict[str, list[float]] = {}
+    for seed in sorted({line["seed"] for line in results}):
+        runs = [line for line in results if line["seed"] == seed and key in line]
+        free = sorted((mean_tstr(run), run[key]) for run in runs if run["point"].startswith("none"))
+        for run in runs:
+            if len(free) > 1 and not run["point"].startswith("none") and free[0][0] <= mean_tstr(run) <= free[-1][0]:
+                level = np.interp(mean_tstr(run), [u for u, _ in free], [leak for _, leak in free])
+                found.setdefault(run["point"], []).append(float(run[key] - level))
+    for name, values in found.items():
+        lines.append(f"| {name} | {np.mean(values):+.3f} | {min(values):+.3f} to {max(values):+.3f} | {len(values)} |")
+    return "\n".join(lines)
+
+
+def mean_tstr(run: Mapping[str, Any]) -> float:
+    """Mean TSTR of both classifiers."""
+    return float(run["gb"] + run["lr"]) / 2.0
 
 
 def draw(results: Sequence[Mapping[str, Any]], title: str) -> Figure:

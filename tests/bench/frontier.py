@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(markdown(fewer(whole, arguments.patients, 0), arguments.canaries, chosen))
     for key in ("canary reconstruction", "canary site's decoders", "patient reconstruction"):
         print(against_free(chosen, key))
-    if arguments.figure:
+    if arguments.figure and chosen:
         draw(chosen, whole.folder.name).savefig(arguments.figure, dpi=150)
 
 
@@ -252,7 +252,7 @@ def mean_tstr(run: Mapping[str, Any]) -> float:
 
 
 def draw(results: Sequence[Mapping[str, Any]], title: str) -> Figure:
-    """Leakage against TSTR, a mean and its label for every point."""
+    """Leakage against TSTR, a mean and its label for every point; the line joins the unconstrained ones."""
     panels = {
         "canary reconstruction": "canaries: AUROC of a member (final decoder)",
         "patient reconstruction": "patients: AUROC of a member (final decoder)",
@@ -266,8 +266,16 @@ def draw(results: Sequence[Mapping[str, Any]], title: str) -> Figure:
             x, y = np.mean([run["gb"] for run in runs]), np.mean([run[key] for run in runs])
             colour = "#009E73" if name.startswith("none") else "#0072B2" if name.startswith("dpsgd") else "#D55E00"
             axis.plot([x], [y], "o", color=colour)
-            axis.annotate(name, (float(x), float(y)), fontsize=7, xytext=(4, 3), textcoords="offset points")
+            axis.annotate(name, (float(x), float(y)), fontsize=6, xytext=(4, 3), textcoords="offset points")
+        free = [line for line in results if line["point"].startswith("none")]
+        means = [
+            [np.mean([line[k] for line in free if line["point"] == name]) for k in ("gb", key)]
+            for name in {line["point"] for line in free}
+        ]
+        if means:
+            axis.plot(*zip(*sorted(means), strict=True), "--", color="#009E73", linewidth=0.8)
         axis.axhline(0.5, color="#595959", linewidth=0.8, linestyle=":")
+        axis.margins(x=0.15)
         axis.set_xlabel("TSTR, gradient boosting")
         axis.set_ylabel(label)
     figure.suptitle(title)

@@ -31,6 +31,7 @@ from tests.federation.hostile import FOLDER, HUGE, SITECUSTOMIZE
 from tests.federation.processes import children_of, lines, wait_for
 
 pytestmark = pytest.mark.federation
+LIMIT = 64 << 20  # the default of --reply-mib
 
 ROOT = Path(__file__).parents[2]
 HONEST = SITES[:3]

@@ -111,17 +111,17 @@ def correlation_difference(a: Table, b: Table) -> tuple[float | None, int]:
     since it has no correlation there. Pairs of levels of one column are excluded: they are negatively correlated by
     construction and would count a column's marginal a second time.
     """
-    features_a, owner = _expand(a)
-    features_b, _ = _expand(b)
+    features_a, owner = expand(a)
+    features_b, _ = expand(b)
     varies = (np.ptp(features_a, axis=0) > 0) & (np.ptp(features_b, axis=0) > 0)
     owner = owner[varies]
-    difference = np.abs(_correlation(features_a[:, varies]) - _correlation(features_b[:, varies]))
+    difference = np.abs(correlation_matrix(features_a[:, varies]) - correlation_matrix(features_b[:, varies]))
     counted = np.triu(owner[:, None] != owner[None, :], k=1)
     pairs = int(counted.sum())
     return (float(difference[counted].mean()), pairs) if pairs else (None, 0)
 
 
-def _expand(table: Table) -> tuple[np.ndarray, np.ndarray]:
+def expand(table: Table) -> tuple[np.ndarray, np.ndarray]:
     """Features, shape (rows, features), and the index of the column each belongs to, shape (features,)."""
     columns = table.schema.columns
     owner = np.repeat(np.arange(len(columns)), [1 if c.is_numeric else len(c.levels) for c in columns])
@@ -141,7 +141,7 @@ def _expand(table: Table) -> tuple[np.ndarray, np.ndarray]:
     return features, owner
 
 
-def _correlation(features: np.ndarray) -> np.ndarray:
+def correlation_matrix(features: np.ndarray) -> np.ndarray:
     """Pearson correlation matrix of features that all vary, shape (features, features)."""
     centred = features - features.mean(axis=0)
     # Scaled before squaring, so that neither very large nor very small values over- or underflow.

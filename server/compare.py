@@ -326,7 +326,7 @@ def _run_one(run: PlannedRun, inputs: Inputs, folder: Path, *, quiet: bool) -> R
     files = claim_output(folder.resolve())
     with show_rounds(run.protocol.study.training.rounds, quiet=quiet) as on_round:
         finished = simulate(run.protocol, inputs.sites, inputs.tables, files, on_round)
-    summary = release_simulation(finished, inputs.held_out)
+    summary = release_simulation(finished, inputs.held_out, thorough=False)
     statement = json.loads(files.privacy.read_text(encoding="utf-8"))
     metrics = json.loads(files.metrics.read_text(encoding="utf-8"))
     return read_result(summary, statement, metrics)

@@ -29,11 +29,12 @@ SIMULATION_KEY, RELEASE_KEY = "simulation-key.pub", "release.pub"
 CHANNEL_RELEASE = "release.json"
 
 
-def release_simulation(result: SimulationResult, held_out: Table | None) -> dict[str, Any]:
+def release_simulation(result: SimulationResult, held_out: Table | None, *, thorough: bool = True) -> dict[str, Any]:
     """Evaluate, state, report and sign what a simulation left; returns the summary that `--json` prints.
 
     The simulation owns all patients, so it may compare with them without accounting; metrics.json says so. The signing
-    key exists for this call only: it shows that nothing changed afterwards, not who ran it.
+    key exists for this call only: it shows that nothing changed afterwards, not who ran it. With `thorough` false only
+    fidelity and utility are measured.
     """
     files, protocol = result.files, result.protocol
     started = time.perf_counter()
@@ -50,8 +51,19 @@ def release_simulation(result: SimulationResult, held_out: Table | None) -> dict
 
     cohort, _ = read_table(files.cohort_csv, protocol.schema, out_of_bounds="refuse")
     seed = protocol.study.study.seed or 0
-    metrics = evaluate(cohort, result.real, held_out, seed, target=protocol.target)
-    write_atomic(files.metrics, json.dumps(metrics, indent=1))
+    evaluation = protocol.study.evaluation
+    metrics = evaluate(
+        cohort,
+        result.real,
+        held_out,
+        seed,
+        target=protocol.target,
+        groups=evaluation.groups,
+        secrets=evaluation.secrets,
+        sites=[name for name, rows in result.patients.items() for _ in range(rows)],
+        thorough=thorough,
+    )
+    write_atomic(files.metrics, json.dumps(metrics, indent=1, allow_nan=False))
     rounds = read_rounds(files)
     result.seconds["evaluation"] = time.perf_counter() - started
 
@@ -196,7 +208,7 @@ PURPOSES = {
     "cohort.parquet": "the same with types",
     "report.html": "the report: open it in a browser",
     "privacy.json": "what is claimed for every site against every adversary",
-    "metrics.json": "fidelity and utility",
+    "metrics.json": "fidelity, utility, inference, groups, attacks: un-noised",
     "evaluation.json": "how the sites' patients compare with the cohort, from what the sites sent",
     "rounds.jsonl": "one line a round: sites, certificate",
     "sites.json": "who took part, with which weight",

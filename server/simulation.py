@@ -43,12 +43,16 @@ class RoundProgress:
 
 @dataclass(frozen=True)
 class SimulationResult:
-    """What a finished simulation leaves for the release: files, the pooled real table and timings (seconds)."""
+    """What a finished simulation leaves for the release: files, the pooled real table and timings (seconds).
+
+    `patients` counts the rows of every site, in the order in which they are pooled.
+    """
 
     protocol: Protocol
     files: RunFiles
     real: Table
     seconds: dict[str, float]
+    patients: Mapping[str, int]
 
 
 class StoppedError(CohortiumError):
@@ -114,7 +118,8 @@ def simulate(
     finally:
         _collect(work, files)
     real = Table(protocol.schema, np.vstack([table.values for table in tables.values()]))
-    return SimulationResult(protocol, files, real, {"federation": time.perf_counter() - started})
+    patients = {name: len(table) for name, table in tables.items()}
+    return SimulationResult(protocol, files, real, {"federation": time.perf_counter() - started}, patients)
 
 
 def _lay_out_sites(work: Path, directory: Path, names: list[str]) -> None:

@@ -92,9 +92,9 @@ class Runs:
         self.started.append(files.out.name)
         if files.out.name in self.trouble:
             raise self.trouble[files.out.name]
-        return SimulationResult(protocol, files, next(iter(tables.values())), {"federation": 2.0})
+        return SimulationResult(protocol, files, next(iter(tables.values())), {"federation": 2.0}, {})
 
-    def release(self, result: SimulationResult, held_out: Table | None) -> dict[str, Any]:
+    def release(self, result: SimulationResult, held_out: Table | None, *, thorough: bool) -> dict[str, Any]:
         name, study = result.files.out.name, result.protocol.study
         auroc = BASE[study.training.mode] + 0.01 * (study.study.seed or 0) + 0.001 * (study.privacy.epsilon or 0)
         result.files.privacy.write_text(json.dumps(statement_of(result.protocol, self.silent.get(name, ()))))

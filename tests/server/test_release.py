@@ -102,7 +102,7 @@ def make_result(
         (files.ledgers / f"{site}.key").unlink()  # the key stays at the site
     tables = sample_prior(decoder, TableEncoding(protocol.schema), protocol.study.release.rows, 0)
     write_cohort(tables, protocol.schema, files.cohort_csv, files.cohort_parquet)
-    return SimulationResult(protocol, files, make_table(protocol, total, 1), {"federation": 1.0})
+    return SimulationResult(protocol, files, make_table(protocol, total, 1), {"federation": 1.0}, PATIENTS)
 
 
 # Noise multiplier 1 at 50 patients drawn from.

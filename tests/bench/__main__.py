@@ -5,6 +5,7 @@ simulate    wall-clock, peak memory and where the time goes in one `cohortium si
 training    milliseconds a training step, and what the spectral projection costs
 channel     quality against ε: rows of the stochastic channel beside rows of the latent prior
 generation  synthetic rows a second on one core, and memory for many rows
+evaluation  seconds that every part of an evaluation takes
 deployment  a real consortium of many sites on this machine: seconds a round, processor time, memory, requests
 accounting  seconds that accountant and ledger take in a study of 18 sites and 60 rounds
 frontier    leakage (canaries, membership) against utility, over the settings that a study chooses
@@ -27,6 +28,7 @@ def main() -> None:
     training = commands.add_parser("training", help="time of a training step")
     channel = commands.add_parser("channel", help="quality against epsilon")
     generation = commands.add_parser("generation", help="rows a second")
+    evaluation = commands.add_parser("evaluation", help="time of an evaluation, by part")
     accounting = commands.add_parser("accounting", help="what accountant and ledger cost")
     accounting.add_argument("run", type=Path, nargs="?", help="finished `simulate` of 18 sites, for its wall-clock")
     accounting.add_argument("--wall-clock", type=float, help="seconds to compare with, instead of a run's")
@@ -39,7 +41,7 @@ def main() -> None:
     picture = commands.add_parser("picture", help="the README's picture")
     picture.add_argument("demo", type=Path, help="the demo's output directory")
     picture.add_argument("png", type=Path, help="where to write the picture")
-    for command in (quality, simulate, training, channel, generation, frontier):
+    for command in (quality, simulate, training, channel, generation, frontier, evaluation):
         command.add_argument("data", type=Path, help="folder with schema.json, sites/*.csv and test.csv")
         command.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
     quality.add_argument("--seeds", type=int, default=3)
@@ -57,6 +59,9 @@ def main() -> None:
     frontier.add_argument("--out", type=Path, default=Path("frontier.jsonl"), help="one line a result; goes on from it")
     frontier.add_argument("--figure", type=Path, help="write leakage against utility as a picture")
     generation.add_argument("--rows", type=int, default=200_000)
+    evaluation.add_argument("--rows", type=int, default=10_000, help="synthetic rows, and real ones")
+    evaluation.add_argument("--cohort", type=Path, help="a cohort; default: noisy copies of test rows")
+    evaluation.add_argument("--groups", nargs="*", default=[], help="columns by whose groups everything is scored")
     arguments = parser.parse_args()
 
     # Imported per command, so that one benchmark's libraries do not weigh on another's memory.
@@ -70,6 +75,8 @@ def main() -> None:
         from tests.bench.channel import run
     elif arguments.command == "generation":
         from tests.bench.generation import run
+    elif arguments.command == "evaluation":
+        from tests.bench.evaluation import run
     elif arguments.command == "deployment":
         from tests.bench.deployment import run
     elif arguments.command == "frontier":

@@ -55,9 +55,7 @@ def test_new_patients_have_dispersion_one_and_its_p_value_is_uniform() -> None:
 
 
 def test_the_dispersion_of_one_effect_by_hand() -> None:
-    found = dispersion(
-        Effects(9, np.array([1.0]), np.array([[0.09]])), Effects(9, np.array([0.0]), np.array([[0.16]]))
-    )
+    found = dispersion(Effects(9, np.array([1.0]), np.array([[0.09]])), Effects(9, np.array([0.0]), np.array([[0.16]])))
     assert found.value == pytest.approx(1 / 0.25)
     assert found.p_value == pytest.approx(2 * stats.norm.sf(2.0)) and found.within == 0
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from common.evaluation.inflation import measure_inflation
 from common.evaluation.missingness import compare_missingness
 from common.evaluation.outcome_models import OutcomeModel, fit_outcome_models, why_no_model
 from common.evaluation.pairs import compare_correlations, compare_pairs
+from common.evaluation.plain import plain
 from common.evaluation.sample import at_most
 from common.evaluation.utility import train_and_test, utility_gap
 from common.table import Table
@@ -240,18 +241,3 @@ class _Parts:
         if shorter:
             self.sampled[part] = shorter
         return cut
-
-
-def plain(value: Any) -> Any:
-    """`value` in JSON's own types: dataclasses and mappings as objects, arrays as lists, what is not finite as None."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {name: plain(each) for name, each in vars(value).items()}
-    if isinstance(value, Mapping):
-        return {str(name): plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value

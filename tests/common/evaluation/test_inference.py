@@ -65,7 +65,7 @@ def test_a_cohort_that_lost_its_relations_does_not_agree() -> None:
     assert found.found_again is not None and found.found_again < 0.5
     assert found.overlap is not None and found.overlap < 0.6
     reverse = compare_effects(changed(real, 4, 1 - real["died"]), real, "died", 1)
-    assert reverse.same_sign == 0
+    assert reverse.same_sign == 0 and reverse.found_again == 0 and reverse.clear >= 3
     assert all(e.synthetic.value == pytest.approx(-e.real.value, abs=1e-5) for e in reverse.effects)
 
 

@@ -8,8 +8,9 @@ from common.errors import DataError
 from common.evaluation.detection import detect
 from common.evaluation.fidelity import compare
 from common.evaluation.inference import compare_effects
-from common.evaluation.metrics import evaluate, plain
+from common.evaluation.metrics import evaluate
 from common.evaluation.pairs import compare_pairs
+from common.evaluation.plain import plain
 from common.evaluation.utility import train_and_test
 from common.schema import Schema, parse_schema
 from common.table import Table

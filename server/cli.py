@@ -11,12 +11,14 @@ from common.console import new_app, progress, results, run_cli, write_json
 from server.audit_commands import app as audit_app
 from server.deploy_commands import app as deploy_app
 from server.enrol_commands import app as enrol_app
+from server.release_commands import app as release_app
 
 app = new_app("The coordinator's side of a Cohortium study.")
 
 app.add_typer(audit_app)
 app.add_typer(enrol_app)
 app.add_typer(deploy_app)
+app.add_typer(release_app)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
@@ -107,25 +109,6 @@ def compare(
         results.print(comparison_table(comparison))
         results.print(comparison_notes(comparison, folder), soft_wrap=True)
     require_finished(comparison)
-
-
-@app.command()
-def verify(
-    directory: Annotated[Path, typer.Argument(help="A directory with manifest.dsse.json.")],
-    key: Annotated[Path | None, typer.Option(help="The coordinator's public key; default: the one beside it.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Check the signature of a release and every file it names, without a network."""
-    from server.release import verify_release
-
-    statement = verify_release(directory, key)
-    if as_json:
-        write_json(statement)
-        return
-    names = ", ".join(subject["name"] for subject in statement["subject"])
-    results.print(f"unchanged since it was signed: {names}", soft_wrap=True)
-    if key is None:
-        results.print("The key lies beside the files: this shows that they fit together, not who made them.")
 
 
 def _run(protocol: Any, sites: Path, out: Path, test: Path | None, *, as_json: bool, quiet: bool) -> None:

@@ -19,12 +19,13 @@ from common.errors import FederationError
 from common.files import write_atomic
 from common.keys import key_id
 from common.privacy.statement import epsilon_in_words, largest_epsilon, privacy_statement
-from common.signing import public_pem, sign, statement_for
+from common.signing import public_pem, statement_for
 from common.study import Protocol
 from server.consortium import audit_of, load_facts, load_release_key
 from server.figures import certificates
 from server.launch import Launch, complete_lines
-from server.release import RELEASE_KEY, write_statement
+from server.release import RELEASE_KEY, expected_signers, write_manifest, write_readme, write_statement
+from server.release_readme import README
 from server.report import alike_lines, mode_in_words, released_rows
 from server.run import RunFiles
 from server.spending import planned_events
@@ -68,9 +69,11 @@ def release_deployment(started: Launch) -> dict[str, Any]:
         "bundle_sha256": started.bundle,
         "decoder_sha256": sha256_of_file(files.decoder),
         "ledgers": {site: {"length": seen.length, "head": seen.head} for site, seen in sorted(heads.items())},
+        "signers": expected_signers(key, {site: seen.key for site, seen in heads.items()}),
     }
-    names = released_names(files)
-    write_atomic(files.manifest, json.dumps(sign(statement_for(files.out, names, predicate), key), indent=1))
+    write_readme(files, released_names(files))
+    names = sorted([README, *released_names(files)])
+    write_manifest(files.manifest, statement_for(files.out, names, predicate), key)
     epsilon = largest_epsilon(statement)
     audit_of(consortium).append(
         "release",

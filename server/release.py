@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from common.bundles import KEYS, Trust, Verification, check_bundle, envelope_of, load_trust, read_contents, revoked_keys
 from common.digest import sha256_of_file
 from common.errors import OutputError, VerifyError
 from common.evaluation.metrics import evaluate
 from common.files import write_atomic
+from common.keys import key_id
 from common.privacy.events import Event
 from common.privacy.ledger import Ledger
 from common.privacy.ledger_entries import Findings
 from common.privacy.statement import epsilon_in_words, largest_epsilon, largest_lines, privacy_statement
 from common.privacy.statement_schema import problem_of
-from common.signing import load_public_key, open_envelope, public_pem, sign, statement_for, verify_files
+from common.signing import load_json, load_public_key, public_pem, read_envelope, sign, statement_for
+from common.study import Protocol
 from common.table import Table, read_table
+from server.release_readme import CHANNEL_RELEASE, PURPOSES, README, readme
 from server.report import render_report
 from server.run import RunFiles
 from server.simulation import SimulationResult
 
-SIMULATION_KEY, RELEASE_KEY = "simulation-key.pub", "release.pub"
-CHANNEL_RELEASE = "release.json"
+SIMULATION_KEY, RELEASE_KEY = KEYS
 
 
 def release_simulation(result: SimulationResult, held_out: Table | None, *, thorough: bool = True) -> dict[str, Any]:
@@ -69,7 +74,7 @@ def release_simulation(result: SimulationResult, held_out: Table | None, *, thor
 
     report = render_report(protocol, sites, rounds, statement, metrics, cohort, result.real)
     write_atomic(files.report, report)
-    sign_release(files, protocol.digest, heads)
+    sign_release(files, protocol, heads)
     result.seconds["release"] = time.perf_counter() - started
     return summarise(result, sites, rounds, statement, metrics, cohort)
 
@@ -119,49 +124,81 @@ def released_files(files: RunFiles) -> list[Path]:
     ]
 
 
-def sign_release(files: RunFiles, study: str, ledger_heads: dict[str, tuple[int, str]]) -> None:
-    """Write the manifest and the public half of a key made for it."""
+def sign_release(files: RunFiles, protocol: Protocol, heads: Mapping[str, tuple[int, str]]) -> None:
+    """Write the README, the manifest and the public half of a key made for it."""
     key = Ed25519PrivateKey.generate()
     predicate = {
-        "study": study,
+        "study": protocol.digest,
         "software": f"cohortium {version('cohortium')}",
         "simulation": True,
         "decoder_sha256": sha256_of_file(files.decoder),
-        "ledgers": {name: {"length": length, "head": head} for name, (length, head) in ledger_heads.items()},
+        "ledgers": {name: {"length": length, "head": head} for name, (length, head) in heads.items()},
+        "signers": expected_signers(key, {}),
     }
-    statement = statement_for(files.out, [path.name for path in released_files(files)], predicate)
-    write_atomic(files.manifest, json.dumps(sign(statement, key), indent=1))
+    write_readme(files, [path.name for path in released_files(files)])
+    statement = statement_for(files.out, [README, *(path.name for path in released_files(files))], predicate)
+    write_manifest(files.manifest, statement, key)
     write_atomic(files.out / SIMULATION_KEY, public_pem(key.public_key()))
 
 
-def verify_release(directory: Path, key_path: Path | None) -> dict[str, Any]:
-    """Check signature, every file and the form of privacy.json; returns the signed statement.
+def expected_signers(key: Ed25519PrivateKey, ledger_keys: Mapping[str, str]) -> dict[str, Any]:
+    """Key ids of the coordinator, who signs now, and of the sites (ledger keys in hex), who may countersign."""
+    return {
+        "coordinator": key_id(key.public_key()),
+        "sites": {site: key_id(ledger) for site, ledger in sorted(ledger_keys.items())},
+    }
+
+
+def write_readme(files: RunFiles, names: Iterable[str]) -> None:
+    """Say in README.txt, which is signed as well, what every file is."""
+    write_atomic(files.out / README, readme(names))
+
+
+def write_manifest(path: Path, statement: Mapping[str, Any], key: Ed25519PrivateKey) -> None:
+    """Sign and write; if this very statement is there already, signed with `key`, its countersignatures stay."""
+    envelope = sign(statement, key)
+    with contextlib.suppress(OSError, ValueError, VerifyError):
+        before = load_json(path.read_bytes())
+        opened = read_envelope(before)
+        if opened.payload == read_envelope(envelope).payload and opened.signed_by(key.public_key()):
+            envelope = before
+    write_atomic(path, manifest_text(envelope))
+
+
+def manifest_text(envelope: Mapping[str, Any]) -> str:
+    """An envelope as it stands in its file."""
+    return json.dumps(envelope, indent=1)
+
+
+def verify_release(bundle: Path, key_path: Path | None) -> dict[str, Any]:
+    """Check the signature of one key, every file and the form of privacy.json; returns the signed statement.
 
     `VerifyError` names what differs.
     """
-    manifest = RunFiles(directory).manifest
-    try:
-        envelope = json.loads(manifest.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise VerifyError(f"{manifest}: no readable manifest", fix="name the directory of a release") from None
-    beside = next((name for name in (SIMULATION_KEY, RELEASE_KEY) if (directory / name).exists()), SIMULATION_KEY)
-    statement = open_envelope(envelope, load_public_key(key_path or directory / beside))
-    privacy = RunFiles(directory).privacy
-    if privacy.name in verify_files(directory, statement):
-        _check_statement(privacy)
-    return statement
+    return dict(examine_release(bundle, key_path).require().statement)
 
 
-def _check_statement(path: Path) -> None:
-    try:
-        problem = problem_of(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        problem = "it is not JSON"
-    if problem is not None:
-        raise VerifyError(
-            f"{path}: signed, but it does not fit the schema of a privacy statement: {problem}",
-            fix="verify with the version of Cohortium that made the release, or ask for a corrected one",
-        )
+def examine_release(
+    bundle: Path, key_path: Path | None = None, trust: Path | None = None, revoked: Path | None = None
+) -> Verification:
+    """What checking a folder or archive finds. The key must have signed; without one and without a folder of trusted
+    keys it is the key beside the manifest, which shows that the files fit together and not who made them.
+
+    `VerifyError` where nothing can be said about the files: see `check_bundle`.
+    """
+    contents = read_contents(bundle)
+    envelope_of(contents)
+    found = load_trust(trust, revoked) if trust is not None else Trust({}, revoked_keys(revoked))
+    if key_path is None and trust is None:
+        if contents.archive:
+            raise VerifyError(f"{bundle}: an archive holds no key", fix="name the coordinator's key: --key or --trust")
+        key_path = next((bundle / name for name in (SIMULATION_KEY, RELEASE_KEY) if (bundle / name).exists()), None)
+        key_path = key_path or bundle / SIMULATION_KEY
+    if key_path is None:
+        return check_bundle(contents, found)
+    key = load_public_key(key_path)
+    name = next((known for known, other in found.keys.items() if key_id(other) == key_id(key)), str(key_path.name))
+    return check_bundle(contents, Trust({**found.keys, name: key}, found.revoked), [name])
 
 
 def summarise(
@@ -201,27 +238,6 @@ def summarise(
         "seconds": {name: round(value, 2) for name, value in result.seconds.items()},
         "files": {path.name: _purpose(path.name) for path in sorted(result.files.out.iterdir())},
     }
-
-
-PURPOSES = {
-    "cohort.csv": "the synthetic cohort",
-    "cohort.parquet": "the same with types",
-    "report.html": "the report: open it in a browser",
-    "privacy.json": "what is claimed for every site against every adversary",
-    "metrics.json": "fidelity, utility, inference, groups, attacks: un-noised",
-    "evaluation.json": "how the sites' patients compare with the cohort, from what the sites sent",
-    "rounds.jsonl": "one line a round: sites, certificate",
-    "sites.json": "who took part, with which weight",
-    "study.json": "the protocol as approved",
-    CHANNEL_RELEASE: "where the cohort's rows come from, by site",
-    "manifest.dsse.json": "signed SHA-256 of every released file",
-    SIMULATION_KEY: "public key of the manifest",
-    "decoder.safetensors": "the global decoder (not part of the release)",
-    "ledger-heads.json": "how far the coordinator has seen every site's ledger (not part of the release)",
-    "ledgers": "the sites' ledgers (not part of the release)",
-    "site-logs": "the sites' own logs (not part of the release)",
-    "runtime.log": "what Flower and Ray printed",
-}
 
 
 def _purpose(name: str) -> str:

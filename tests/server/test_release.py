@@ -139,10 +139,10 @@ def test_everything_that_is_released_verifies(release: tuple[Path, dict[str, Any
     out, summary = release
     statement = verify_release(out, None)
     names = {subject["name"] for subject in statement["subject"]}
-    assert names == {path.name for path in released_files(RunFiles(out))}
+    assert names == {"README.txt", *(path.name for path in released_files(RunFiles(out)))}
     assert names == {
-        "cohort.csv", "cohort.parquet", "metrics.json", "privacy.json", "report.html", "rounds.jsonl", "sites.json",
-        "study.json",
+        "README.txt", "cohort.csv", "cohort.parquet", "metrics.json", "privacy.json", "report.html", "rounds.jsonl",
+        "sites.json", "study.json",
     }  # fmt: skip
     assert statement["predicate"]["simulation"] is True and statement["predicate"]["study"] == summary["study_digest"]
     for site in PATIENTS:
@@ -153,8 +153,8 @@ def test_everything_that_is_released_verifies(release: tuple[Path, dict[str, Any
 
 @pytest.mark.parametrize(
     "name",
-    ["cohort.csv", "cohort.parquet", "metrics.json", "privacy.json", "report.html", "rounds.jsonl", "sites.json",
-     "study.json"],
+    ["README.txt", "cohort.csv", "cohort.parquet", "metrics.json", "privacy.json", "report.html", "rounds.jsonl",
+     "sites.json", "study.json"],
 )  # fmt: skip
 @pytest.mark.parametrize("where", [0.0, 0.5, 1.0])
 def test_one_flipped_bit_is_found_and_named(release: tuple[Path, dict[str, Any]], name: str, where: float) -> None:
@@ -195,7 +195,7 @@ def test_a_manifest_changed_after_signing_is_refused(release: tuple[Path, dict[s
     forged = envelope | {"payload": base64.b64encode(json.dumps(statement).encode()).decode()}
     try:
         for text, expected in (
-            (json.dumps(forged), "signature does not hold"),
+            (json.dumps(forged), "does not hold"),
             (json.dumps(envelope | {"signatures": []}), "not signed by the key"),
             (json.dumps({"payload": 3}), "not a DSSE envelope"),
             ("{", "no readable manifest"),
@@ -346,7 +346,7 @@ def test_a_signed_statement_that_does_not_fit_is_refused(tmp_path: Path, change:
     document = json.loads(result.files.privacy.read_text())
     document["entries"][0]["lines"][0]["epsilon"] = -1.0 if change == "negative" else float("nan")
     result.files.privacy.write_text("no JSON" if change == "text" else json.dumps(document))
-    sign_release(result.files, result.protocol.digest, {})
+    sign_release(result.files, result.protocol, {})
     with pytest.raises(VerifyError, match="it is not JSON" if change == "text" else r"entries\.0\.lines\.0\.epsilon"):
         verify_release(result.files.out, None)
 
@@ -356,6 +356,9 @@ def test_a_bundle_without_a_statement_still_verifies(tmp_path: Path, monkeypatch
     release_simulation(result, None)
     without = [path for path in released_files(result.files) if path != result.files.privacy]
     monkeypatch.setattr("server.release.released_files", lambda _: without)
-    sign_release(result.files, result.protocol.digest, {})
+    sign_release(result.files, result.protocol, {})
     result.files.privacy.write_text("{}")
+    with pytest.raises(VerifyError, match=r"privacy\.json: not in the manifest"):
+        verify_release(result.files.out, None)
+    result.files.privacy.unlink()
     verify_release(result.files.out, None)

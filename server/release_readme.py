@@ -1,0 +1,53 @@
+"""README.txt of a release: what every file is and how to verify them; signed like the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from common.bundles import KEYS, MANIFEST
+
+README, CHANNEL_RELEASE = "README.txt", "release.json"
+PURPOSES = {
+    "cohort.csv": "the synthetic cohort",
+    "cohort.parquet": "the same with types",
+    "report.html": "the report: open it in a browser",
+    "privacy.json": "what is claimed for every site against every adversary",
+    "metrics.json": "fidelity and utility",
+    "evaluation.json": "how the sites' patients compare with the cohort, from what the sites sent",
+    "rounds.jsonl": "one line a round: sites, certificate",
+    "sites.json": "who took part, with which weight",
+    "study.json": "the protocol as approved",
+    CHANNEL_RELEASE: "where the cohort's rows come from, by site",
+    "manifest.dsse.json": "SHA-256 and SHA-512 of every released file, with the signatures",
+    KEYS[0]: "public key of the manifest",
+    README: "what every file is, and how to verify them",
+    "decoder.safetensors": "the global decoder (not part of the release)",
+    "ledger-heads.json": "how far the coordinator has seen every site's ledger (not part of the release)",
+    "ledgers": "the sites' ledgers (not part of the release)",
+    "site-logs": "the sites' own logs (not part of the release)",
+    "runtime.log": "what Flower and Ray printed",
+}
+VERIFY = f"""\
+The rows of the cohort are synthetic: a model drew them. That is no statement about privacy; what is claimed, for whom,
+against whom and under which assumptions, is in privacy.json and in report.html.
+
+To verify, install Cohortium; no network is needed. Ask for the coordinator's public key another way than this release,
+and compare its fingerprint over the telephone:
+
+  cohortium verify . --key release.pub
+  cohortium verify . --trust keys
+
+`keys` is a folder of the public keys that you trust, NAME.pub for each; then it also says which hospitals
+countersigned. An archive (.tar.zst) is verified as it is, without unpacking it.
+
+Without Cohortium: {MANIFEST} is a DSSE envelope. Its payload (base64) is an in-toto statement with the SHA-256 and
+SHA-512 of every file; its signatures are Ed25519, over DSSE's pre-authentication encoding of the payload.
+"""
+
+
+def readme(names: Iterable[str]) -> str:
+    """The text for a release of the named files; the same for the same names."""
+    everything = sorted({*names, README, MANIFEST})
+    width = max(map(len, everything))
+    listing = "\n".join(f"  {name:<{width}}  {PURPOSES.get(name, '')}".rstrip() for name in everything)
+    return f"A release of Cohortium\n\n{listing}\n\n{VERIFY}"

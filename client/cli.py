@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from client.countersign_commands import app as countersign_app
 from client.init_commands import app as init_app
 from client.ledger_commands import app as ledger_app
 from client.start_commands import app as start_app
@@ -17,6 +18,7 @@ app = new_app("The hospital's side of a Cohortium study.")
 
 app.add_typer(init_app)
 app.add_typer(start_app)
+app.add_typer(countersign_app)
 app.add_typer(ledger_app, name="ledger")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from common.markers import Markers
 from common.schema import Column, Schema
 from common.table import Table
 
@@ -42,6 +43,45 @@ def to_text(rows: pa.Table, schema: Schema) -> pa.Table:
         array = array.cast(_text_type(column, schema))
         texts.append(array if _null_is_empty(schema) else pc.fill_null(array, schema.missing_values[0]))
     return pa.Table.from_arrays(texts, schema=text_schema(schema))
+
+
+def mark(rows: pa.Table, markers: Markers) -> pa.Table:
+    """`rows` with the marker columns behind them: one constant a column, held once for all rows."""
+    for name, value in markers.values().items():
+        rows = rows.append_column(_marker_field(name, value), _constant(value, len(rows)))
+    return rows
+
+
+def marked_schema(schema: pa.Schema, markers: Markers) -> pa.Schema:
+    """The schema of what `mark` makes of a table."""
+    for name, value in markers.values().items():
+        schema = schema.append(_marker_field(name, value))
+    return schema
+
+
+def mark_text(rows: pa.Table, markers: Markers) -> pa.Table:
+    """`mark` for a CSV file: all as text, the truth as "true"."""
+    for name, value in markers.values().items():
+        text = str(value).lower() if isinstance(value, bool) else value
+        rows = rows.append_column(pa.field(name, pa.string()), pa.repeat(text, len(rows)))
+    return rows
+
+
+def marked_text_schema(schema: pa.Schema, markers: Markers) -> pa.Schema:
+    """The schema of what `mark_text` makes of a table."""
+    for name in markers.values():
+        schema = schema.append(pa.field(name, pa.string()))
+    return schema
+
+
+def _marker_field(name: str, value: str | bool) -> pa.Field:
+    return pa.field(name, pa.bool_() if isinstance(value, bool) else CATEGORY, nullable=False)
+
+
+def _constant(value: str | bool, rows: int) -> pa.Array:
+    if isinstance(value, bool):
+        return pa.repeat(value, rows)
+    return pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int8()), rows), pa.array([value], pa.string()))
 
 
 def _to_arrow(values: np.ndarray, column: Column) -> pa.Array:

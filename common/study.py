@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from common.config import Section, read_toml, validate
 from common.digest import sha256_of
 from common.errors import StudyError
+from common.markers import Markers, colliding
 from common.schema import Schema, load_schema, parse_schema
 
 Mode = Literal["constrained", "dpsgd", "none"]
@@ -119,6 +120,9 @@ class ReleaseSection(Section):
         " patients through the stochastic channel, see [channel]",
     )
     min_patients_per_site: Count = Field(default=1, description="a site with fewer patients is left out by name")
+    markers: bool = Field(
+        default=True, strict=True, description="every row carries study, release and that it is synthetic, in 3 columns"
+    )
 
 
 class ChannelSection(Section):
@@ -215,6 +219,11 @@ class Protocol:
                 f" (found {study.training.mode!r})",
                 fix="set update_noise = 0 or change the mode",
             )
+        if study.release.markers and (taken := colliding(schema.names)):
+            raise StudyError(
+                f"the schema has a column {taken[0]!r}, a name that marks the rows of a release",
+                fix="rename the column, or set [release] markers = false",
+            )
         _check_dpsgd(study)
         _check_channel(study)
         _check_evaluation(study, schema, target)
@@ -225,6 +234,11 @@ class Protocol:
         document = self.study.document()
         document["study"].pop("schema")
         return sha256_of({"study": document, "schema": dict(self.schema.descriptor)})
+
+    @property
+    def markers(self) -> Markers | None:
+        """What every released row is marked with; None if the study wants no markers."""
+        return Markers(self.study.study.name, self.digest) if self.study.release.markers else None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Protocol) and self.digest == other.digest

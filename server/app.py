@@ -100,7 +100,7 @@ def run_study(grid: Grid, settings: RunSettings, files: RunFiles, key: Ed25519Pr
             tables = gather_rows(grid, protocol, decoder, members, witness, files, roll)
         else:
             tables = sample_prior(decoder, TableEncoding(protocol.schema), protocol.study.release.rows, seed)
-        rows = write_cohort(tables, protocol.schema, files.cohort_csv, files.cohort_parquet)
+        rows = write_cohort(tables, protocol.schema, files.cohort_csv, files.cohort_parquet, protocol.markers)
         _note(settings, "cohort made", rows=rows)
     if protocol.study.evaluation.method != "none":
         found = gather_evaluation(grid, protocol, members, witness, files, roll)

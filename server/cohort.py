@@ -8,26 +8,45 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import csv, parquet
 
-from common.arrow import arrow_schema, text_schema, to_arrow, to_text
+from common.arrow import (
+    arrow_schema,
+    mark,
+    mark_text,
+    marked_schema,
+    marked_text_schema,
+    text_schema,
+    to_arrow,
+    to_text,
+)
 from common.files import atomic_path
+from common.markers import Markers
 from common.schema import Schema
 from common.table import Table
 
 ROW_GROUP = 65_536  # rows gathered before they are written: small Parquet row groups compress badly and read slowly
 
 
-def write_cohort(tables: Iterable[Table], schema: Schema, csv_path: Path, parquet_path: Path) -> int:
-    """Write every row to both files and return how many there are; `OutputError` if the disk does not take them."""
+def write_cohort(
+    tables: Iterable[Table], schema: Schema, csv_path: Path, parquet_path: Path, markers: Markers | None = None
+) -> int:
+    """Write every row to both files and return how many there are; `OutputError` if the disk does not take them.
+
+    With `markers` every row is marked as synthetic; `read_table` ignores those columns, which no schema has.
+    """
     rows = 0
+    typed, spelled = arrow_schema(schema), text_schema(schema)
+    if markers is not None:
+        typed, spelled = marked_schema(typed, markers), marked_text_schema(spelled, markers)
     with atomic_path(csv_path) as csv_temporary, atomic_path(parquet_path) as parquet_temporary:
         options = csv.WriteOptions(quoting_style="needed")
         with (
-            csv.CSVWriter(str(csv_temporary), text_schema(schema), write_options=options) as csv_writer,
-            parquet.ParquetWriter(str(parquet_temporary), arrow_schema(schema), compression="zstd") as parquet_writer,
+            csv.CSVWriter(str(csv_temporary), spelled, write_options=options) as csv_writer,
+            parquet.ParquetWriter(str(parquet_temporary), typed, compression="zstd") as parquet_writer,
         ):
             for part in _gathered(tables):
-                parquet_writer.write_table(part)
-                csv_writer.write_table(to_text(part, schema))
+                text = to_text(part, schema)
+                parquet_writer.write_table(part if markers is None else mark(part, markers))
+                csv_writer.write_table(text if markers is None else mark_text(text, markers))
                 rows += len(part)
     return rows
 

@@ -70,6 +70,7 @@ def release_deployment(started: Launch) -> dict[str, Any]:
         "decoder_sha256": sha256_of_file(files.decoder),
         "ledgers": {site: {"length": seen.length, "head": seen.head} for site, seen in sorted(heads.items())},
         "signers": expected_signers(key, {site: seen.key for site, seen in heads.items()}),
+        "markers": protocol.markers.values() if protocol.markers else None,
     }
     write_readme(files, released_names(files))
     names = sorted([README, *released_names(files)])

@@ -134,6 +134,7 @@ def sign_release(files: RunFiles, protocol: Protocol, heads: Mapping[str, tuple[
         "decoder_sha256": sha256_of_file(files.decoder),
         "ledgers": {name: {"length": length, "head": head} for name, (length, head) in heads.items()},
         "signers": expected_signers(key, {}),
+        "markers": protocol.markers.values() if protocol.markers else None,
     }
     write_readme(files, [path.name for path in released_files(files)])
     statement = statement_for(files.out, [README, *(path.name for path in released_files(files))], predicate)

@@ -12,7 +12,7 @@ PURPOSES = {
     "cohort.parquet": "the same with types",
     "report.html": "the report: open it in a browser",
     "privacy.json": "what is claimed for every site against every adversary",
-    "metrics.json": "fidelity and utility",
+    "metrics.json": "fidelity, utility, inference, groups, attacks: un-noised",
     "evaluation.json": "how the sites' patients compare with the cohort, from what the sites sent",
     "rounds.jsonl": "one line a round: sites, certificate",
     "sites.json": "who took part, with which weight",

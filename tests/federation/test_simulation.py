@@ -1,5 +1,6 @@
 """Whole studies through Flower's real simulation runtime on Ray, as a coordinator starts them: `cohortium simulate`."""
 
+import csv
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import torch
 from safetensors.numpy import load_file
 
 from common.digest import sha256_of
+from common.markers import MARKER_COLUMNS
 from common.privacy.events import BoundedInfluence
 from common.privacy.ledger import Ledger
 from common.table import read_table
@@ -157,13 +159,16 @@ def test_the_privacy_statement_has_one_entry_a_site_and_adversary(good: Finished
 def test_the_cohort_is_valid_and_varied(good: Finished) -> None:
     table, report = read_table(good.inputs.out / "cohort.csv", good.inputs.schema, out_of_bounds="refuse")
     again, _ = read_table(good.inputs.out / "cohort.parquet", good.inputs.schema, out_of_bounds="refuse")
-    assert len(table) == report.rows == 700 and report.undeclared == ()
+    assert len(table) == report.rows == 700 and report.undeclared == MARKER_COLUMNS
     np.testing.assert_array_equal(table.values, again.values)
     assert pq.read_metadata(good.inputs.out / "cohort.parquet").num_rows == 700
     for column in good.inputs.schema.columns:
         assert len(np.unique(table[column.name][~np.isnan(table[column.name])])) > 1, column.name
-    real = {line for text in SITES.values() for line in text.splitlines()[1:]}
-    assert not real & set((good.inputs.out / "cohort.csv").read_text().splitlines())
+    real = {tuple(row) for text in SITES.values() for row in list(csv.reader(text.splitlines()))[1:]}
+    with (good.inputs.out / "cohort.csv").open(encoding="utf-8", newline="") as file:
+        made = [tuple(row) for row in csv.reader(file)][1:]
+    assert not real & {row[:-3] for row in made}
+    assert {row[-3:] for row in made} == {("severity", json.loads(good.stdout)["study_digest"][:16], "true")}
 
 
 def test_nothing_of_a_site_is_left_but_its_ledger_and_log(good: Finished) -> None:

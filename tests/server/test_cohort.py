@@ -2,14 +2,17 @@ import csv
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.errors import CohortiumError, ExitCode, OutputError
+from common.errors import CohortiumError, ExitCode, OutputError, StudyError
+from common.markers import MARKER_COLUMNS, Markers
 from common.schema import Schema, parse_schema
+from common.study import Protocol, Study
 from common.table import Table, read_table
 from server.cohort import ROW_GROUP, write_cohort
 from tests.disk import full_disk
@@ -79,7 +82,8 @@ def test_the_parquet_file_has_types(tmp_path: Path) -> None:
     assert not found.field("visits").nullable and found.field("age").nullable
 
 
-def test_memory_does_not_grow_with_the_number_of_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("markers", [None, Markers("trial", "ab" * 32)])
+def test_memory_does_not_grow_with_the_number_of_rows(tmp_path: Path, markers: Markers | None) -> None:
     seen: list[weakref.ref[Table]] = []
     tables_alive: list[int] = []
     arrow_bytes: list[int] = []
@@ -95,7 +99,8 @@ def test_memory_does_not_grow_with_the_number_of_rows(tmp_path: Path) -> None:
             yield table
 
     parts, rows = 60, 8192
-    written = write_cohort(stream(parts, rows), SCHEMA, tmp_path / "cohort.csv", tmp_path / "cohort.parquet")
+    paths = tmp_path / "cohort.csv", tmp_path / "cohort.parquet"
+    written = write_cohort(stream(parts, rows), SCHEMA, *paths, markers)
     assert written == parts * rows > 7 * ROW_GROUP
     assert len(tables_alive) == parts and max(tables_alive) <= 3
     half = parts // 2
@@ -141,3 +146,54 @@ def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
         write_cohort([make_table(1)], SCHEMA, tmp_path / "out" / "cohort.csv", tmp_path / "out" / "cohort.parquet")
+
+
+MARKERS = Markers('A trial, "one"', "0123456789abcdef" * 4)
+ONE = ('A trial, "one"', "0123456789abcdef", True)
+
+
+def test_every_row_is_marked_and_reads_back_as_if_it_were_not(tmp_path: Path) -> None:
+    table = make_table(ROW_GROUP + 100)
+    paths = tmp_path / "cohort.csv", tmp_path / "cohort.parquet"
+    assert write_cohort([table, make_table(7, 1)], SCHEMA, *paths, MARKERS) == ROW_GROUP + 107
+    for path in paths:
+        read, report = read_table(path, SCHEMA, out_of_bounds="refuse")
+        np.testing.assert_array_equal(read.values[: len(table)], table.values)
+        assert report.undeclared == MARKER_COLUMNS  # exactly these are there besides, and ignored
+    with paths[0].open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file, strict=True))
+    assert rows[0][-3:] == list(MARKER_COLUMNS)
+    assert {tuple(row[-3:]) for row in rows[1:]} == {(*ONE[:2], "true")}
+    stored = pq.read_table(paths[1]).select(MARKER_COLUMNS)
+    assert [set(column.to_pylist()) for column in stored.columns] == [{value} for value in ONE]
+    assert stored["cohortium_synthetic"].type == pa.bool_()
+    assert all(not field.nullable for field in stored.schema)
+
+
+def test_markers_cost_a_parquet_file_next_to_nothing(tmp_path: Path) -> None:
+    sizes = []
+    for markers in (None, MARKERS):
+        write_cohort([make_table(ROW_GROUP)], SCHEMA, tmp_path / "c.csv", tmp_path / "c.parquet", markers)
+        sizes.append((tmp_path / "c.parquet").stat().st_size)
+    assert sizes[1] - sizes[0] < 4000
+
+
+def test_a_column_named_like_a_marker_is_refused_unless_there_are_none() -> None:
+    fields = [*SCHEMA.descriptor["fields"], {**SCHEMA.descriptor["fields"][0], "name": "cohortium_release"}]
+    schema = parse_schema({**SCHEMA.descriptor, "fields": fields})
+    document: dict[str, Any] = {"study": {"name": "s", "schema": "schema.json"}}
+    with pytest.raises(StudyError, match="'cohortium_release', a name that marks"):
+        Protocol(Study.model_validate(document), schema)
+    assert Protocol(Study.model_validate({**document, "release": {"markers": False}}), schema).markers is None
+    protocol = Protocol(Study.model_validate(document), SCHEMA)
+    assert protocol.markers is not None and protocol.markers.values()["cohortium_release"] == protocol.digest[:16]
+
+
+@pytest.mark.parametrize("markers", [None, MARKERS])
+def test_a_table_of_one_column_with_missing_values(tmp_path: Path, markers: Markers | None) -> None:
+    schema = parse_schema({"missingValues": [""], "fields": SCHEMA.descriptor["fields"][:1]})
+    values = np.array([[1.0], [np.nan], [3.0]])
+    paths = tmp_path / "cohort.csv", tmp_path / "cohort.parquet"
+    write_cohort([Table(schema, values)], schema, *paths, markers)
+    for path in paths if markers else paths[1:]:
+        np.testing.assert_array_equal(read_table(path, schema)[0].values, values)

@@ -98,7 +98,7 @@ class Sites:
 
 def gather(out: Path, protocol: Protocol, **answers: Answer) -> tuple[dict[str, Any], Sites]:
     files = RunFiles(out)
-    write_cohort([patients(2000, 99)], SCHEMA, files.cohort_csv, files.cohort_parquet)
+    write_cohort([patients(2000, 99)], SCHEMA, files.cohort_csv, files.cohort_parquet, protocol.markers)
     witness = Witness(files.ledger_heads, COORDINATOR)
     for member in MEMBERS:
         witness.joined(SignedHead(member.site, *signed(member.site, 0), public_hex(SITE_KEY)))

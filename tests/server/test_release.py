@@ -101,7 +101,7 @@ def make_result(
                 ledger.record(protocol.digest, channel, "e" * 64)
         (files.ledgers / f"{site}.key").unlink()  # the key stays at the site
     tables = sample_prior(decoder, TableEncoding(protocol.schema), protocol.study.release.rows, 0)
-    write_cohort(tables, protocol.schema, files.cohort_csv, files.cohort_parquet)
+    write_cohort(tables, protocol.schema, files.cohort_csv, files.cohort_parquet, protocol.markers)
     return SimulationResult(protocol, files, make_table(protocol, total, 1), {"federation": 1.0}, PATIENTS)
 
 
@@ -145,6 +145,12 @@ def test_everything_that_is_released_verifies(release: tuple[Path, dict[str, Any
         "sites.json", "study.json",
     }  # fmt: skip
     assert statement["predicate"]["simulation"] is True and statement["predicate"]["study"] == summary["study_digest"]
+    marked = {
+        "cohortium_study": "small",
+        "cohortium_release": summary["study_digest"][:16],
+        "cohortium_synthetic": True,
+    }
+    assert statement["predicate"]["markers"] == marked
     for site in PATIENTS:
         with Ledger(out / "ledgers" / f"{site}.sqlite", site) as ledger:
             length, head = ledger.verify()

@@ -111,6 +111,27 @@ def watch(client: type, contact: Contact) -> None:
     after(client, "SendNodeHeartbeat", lambda _: contact.seen())
 
 
+def end_without_heartbeat(sender: type) -> None:
+    """End the process when the thread of flwr.supercore.heartbeat.HeartbeatSender dies of an error.
+
+    It does at an HTTP 500, as of a SuperLink whose disk is full. The SuperLink would soon count the node as gone, while
+    its other requests went on, so that nobody noticed. Whoever started the process starts it again.
+    """
+    run = getattr(sender, "_run", None)
+    if run is None:
+        return
+
+    @functools.wraps(run)
+    def watched(self: Any) -> None:
+        try:
+            run(self)
+        except Exception:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise
+
+    sender._run = watched  # type: ignore[attr-defined]
+
+
 def after(owner: object, name: str, then: Callable[[Any], None]) -> None:
     """Call `then` with the result of every call of `owner.name` that returned; nothing if there is no such name."""
     original = getattr(owner, name, None)
@@ -171,10 +192,12 @@ def main() -> None:
         if not deactivate(given["--superlink"], ca, key, contact.node):
             print(json.dumps({"event": "key-refused"}), flush=True)
     import flwr.supernode.start_client_internal  # noqa: F401
+    from flwr.supercore.heartbeat import HeartbeatSender
     from flwr.supernode.cli import flower_supernode
     from flwr.supernode.fleet_http_client import FleetHttpClient
 
     patch(sys.modules["flwr.supernode.start_client_internal"])
+    end_without_heartbeat(HeartbeatSender)
     watch(FleetHttpClient, contact)
     sys.argv = ["flower-supernode", *flags]
     flower_supernode()

@@ -401,3 +401,15 @@ def test_flowers_waits_can_still_be_shortened(monkeypatch: pytest.MonkeyPatch) -
     after(Owner, "method", seen.append)
     after(Owner, "missing", seen.append)
     assert Owner().method() == 3 and seen == [3] and not hasattr(Owner, "missing")
+
+
+def test_a_supernode_whose_heartbeat_dies_ends() -> None:
+    """An error that Flower does not retry ends the thread; the process must not live on without it."""
+    program = (
+        "import time; from flwr.supercore.heartbeat import HeartbeatSender\n"
+        "from client.supernode import end_without_heartbeat\n"
+        "def broken(): raise RuntimeError('500')\n"
+        "end_without_heartbeat(HeartbeatSender); HeartbeatSender(broken).start(); time.sleep(60)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=50, check=False)
+    assert done.returncode == -signal.SIGTERM

@@ -10,13 +10,11 @@ from common.study import Protocol
 SCORE_BINS = 12  # of a predicted probability, equally filled by the cohort's own rows
 MOST_MISSING = 9  # rows with as many missing values or more share a cell
 # What the noise budget is spent on: the total weight of each family of tables.
-MARGINALS, PAIRS, MISSING, UTILITY, GROUPS, ATTACKS = 4.0, 2.0, 0.5, 3.0, 2.0, 3.0
+MARGINALS, PAIRS, MISSING, UTILITY, GROUPS = 4.0, 2.0, 0.5, 3.0, 2.0
 OUTCOMES = 3  # not this level, this level, unknown
-GUESSES = 3  # wrong, right, unknown
 GRADIENT_BOOSTING, LOGISTIC_REGRESSION = "gradient_boosting", "logistic_regression"
 MODELS = (GRADIENT_BOOSTING, LOGISTIC_REGRESSION)
 TRAINED_ON = ("tstr", "trtr")  # on the cohort, on the site's own patients who took part (Esteban et al. 2017)
-ROLES: tuple[Population, Population] = ("fit", "holdout")
 
 
 def outcome_levels(protocol: Protocol) -> tuple[int, ...]:
@@ -25,12 +23,6 @@ def outcome_levels(protocol: Protocol) -> tuple[int, ...]:
         return ()
     levels = len(protocol.schema[protocol.target].levels)
     return (1,) if levels == 2 else tuple(range(levels))
-
-
-def secrets_of(protocol: Protocol) -> tuple[str, ...]:
-    """The columns that the inference attack guesses."""
-    named = protocol.study.evaluation.secrets
-    return named or ((protocol.target,) if protocol.target else ())
 
 
 def score_names(protocol: Protocol) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 
 from client.handlers import Site
 from client.site import SiteConfig, load_site
+from common.anchor_messages import AnchorReply
 from common.errors import CohortiumError, SiteError
 from common.evaluation_messages import EvaluateReply
 from common.messages import JoinReply, ReleaseReply, Status, TrainReply
@@ -26,6 +27,14 @@ def join(message: Message, context: Context) -> Message:
     """Accept or refuse a study."""
     site = open_site(context)
     reply = site.join(message.content) if site else JoinReply(Status.SITE_MISCONFIGURED, "")
+    return Message(content=reply.to_record(), reply_to=message)
+
+
+@app.query("anchor")
+def anchor(message: Message, context: Context) -> Message:
+    """Reply with noised statistics of the site's patients."""
+    site = open_site(context)
+    reply = site.anchor(message.content) if site else AnchorReply(Status.SITE_MISCONFIGURED, "", "")
     return Message(content=reply.to_record(), reply_to=message)
 
 

@@ -16,6 +16,7 @@ from client.policy import PolicySection
 from client.trainers import MODES
 from common.encoding import TableEncoding
 from common.privacy.accountant import BudgetError, Guarantee, prospective
+from common.privacy.anchor import anchor_events
 from common.privacy.channel_release import channel_event, fit_patients
 from common.privacy.evaluation_release import evaluation_spend
 from common.privacy.events import Event
@@ -49,15 +50,17 @@ class Budget:
 
     @cached_property
     def planned(self) -> tuple[Event, ...]:
-        """Every spend of the study in order: its rounds, then its channel release and its evaluation, if any.
+        """Every spend of the study in order: its anchor, its rounds, its channel release and its evaluation, if any.
 
         The site's share of the rows is not known yet. The channel's noise is calibrated to the same ε for any number;
         here it stands with all rows of the cohort.
         """
         study = self.protocol.study
-        trainer, trained = MODES[study.training.mode], fit_patients(study, self.patients)
-        rounds = range(1, study.training.rounds + 1)
-        planned: list[Event] = [trainer.event(study, number, WORST_WEIGHT, trained) for number in rounds]
+        planned: list[Event] = [*anchor_events(study)]
+        if study.training.rounds > 0:
+            trainer, trained = MODES[study.training.mode], fit_patients(study, self.patients)
+            rounds = range(1, study.training.rounds + 1)
+            planned += [trainer.event(study, number, WORST_WEIGHT, trained) for number in rounds]
         if study.release.method == "channel":
             diameter = TableEncoding(self.protocol.schema).diameter
             planned.append(channel_event(study, diameter, self.patients, study.release.rows))

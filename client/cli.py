@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from client.anchor_commands import app as anchor_app
 from client.countersign_commands import app as countersign_app
 from client.init_commands import app as init_app
 from client.ledger_commands import app as ledger_app
@@ -18,6 +19,7 @@ app = new_app("The hospital's side of a Cohortium study.")
 
 app.add_typer(init_app)
 app.add_typer(start_app)
+app.add_typer(anchor_app)
 app.add_typer(countersign_app)
 app.add_typer(ledger_app, name="ledger")
 

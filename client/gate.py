@@ -20,10 +20,12 @@ from flwr.app import RecordDict
 from client.approvals import Approvals, Kind
 from client.bundles import BundleStore
 from client.site import SiteConfig, load_site
+from common.anchor_messages import AnchorReply, read_anchor_header
 from common.audit import AUDIT_LOG, AuditLog
 from common.errors import CohortiumError, LedgerError, OutputError, SchemaError, SiteError, StudyError
 from common.evaluation_messages import EvaluateReply, read_evaluate_header
 from common.messages import (
+    ANCHOR,
     EVALUATE,
     JOIN,
     RELEASE,
@@ -121,7 +123,7 @@ class Gate:
     def _message(
         self, config: SiteConfig, approvals: Approvals, asked: Asked, protocol: Protocol | None, key: Ed25519PrivateKey
     ) -> Status | None:
-        if asked.kind not in (JOIN, TRAIN, RELEASE, EVALUATE):
+        if asked.kind not in (JOIN, ANCHOR, TRAIN, RELEASE, EVALUATE):
             return Status.BAD_REQUEST
         if config.policy.simulation:
             return None
@@ -198,6 +200,8 @@ def refusal(asked: Asked, status: Status) -> RecordDict | None:
         return ReleaseReply(status, asked.site, asked.study).to_record()
     if asked.kind == EVALUATE:
         return EvaluateReply(status, asked.site, asked.study).to_record()
+    if asked.kind == ANCHOR:
+        return AnchorReply(status, asked.site, asked.study).to_record()
     return None
 
 
@@ -209,7 +213,12 @@ def status_in(reply: RecordDict) -> Status:
         return Status.INTERNAL_ERROR
 
 
-_HEADERS = {TRAIN: read_train_header, RELEASE: read_release_header, EVALUATE: read_evaluate_header}
+_HEADERS = {
+    ANCHOR: read_anchor_header,
+    TRAIN: read_train_header,
+    RELEASE: read_release_header,
+    EVALUATE: read_evaluate_header,
+}
 
 
 def _read(asked: Asked, content: RecordDict) -> tuple[Asked, Protocol | None]:

@@ -12,13 +12,15 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from client.admission import (
@@ -29,6 +31,7 @@ from client.admission import (
     require_patients,
     status_of,
 )
+from client.anchor import exact_statistics, noised_statistics
 from client.budget import Budget
 from client.device import pick_device
 from client.evaluation import aggregates
@@ -48,7 +51,7 @@ from client.state import (
 )
 from client.studies import Study, open_study
 from client.trainers import MODES, RoundInputs
-from client.trainers.local import load_encoder
+from common.anchor_messages import AnchorReply, AnchorRequest, read_anchor_header
 from common.audit import AUDIT_LOG, AuditError, AuditLog
 from common.encoding import EncodedTable
 from common.errors import CohortiumError, OutputError
@@ -67,10 +70,12 @@ from common.messages import (
     read_release_header,
     read_train_header,
 )
+from common.model.training import load_encoder
 from common.model.vae import Decoder
+from common.privacy.anchor import anchor_event
 from common.privacy.channel_release import channel_event
 from common.privacy.evaluation_release import evaluation_spend
-from common.privacy.events import ChannelRelease
+from common.privacy.events import ChannelRelease, Event
 from common.privacy.ledger import Ledger
 from common.privacy.ledger_keys import SignedHead, load_key
 from common.privacy.memory import remembering
@@ -79,6 +84,16 @@ from common.study import Protocol
 from common.table import Table
 
 ENROLLED = "enrolled.json"
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """Values that are made once: where they are kept, what they were made from, what they spend, among how many."""
+
+    path: Path
+    base: str
+    event: Event
+    patients: int
 
 
 class Site:
@@ -130,12 +145,26 @@ class Site:
             if number > study.protocol.study.training.rounds:
                 raise RefusedError(Status.WRONG_ROUND, "the study has fewer rounds than the one asked for")
             request = TrainRequest.from_record(record, study.shapes)
+            self._require_rounds(study, request)
             with self._remembering():
                 update, head = self._answer(study, request)
             signed = (head.length, head.head, head.signature)
             return TrainReply(Status.OK, self.name, digest, number, update, *signed)
         except Exception as error:
             return TrainReply(self._explain(error, round=number), self.name, digest, number)
+
+    def anchor(self, record: Any) -> AnchorReply:
+        """Answer with noised statistics of the patients who train, after the spend is durable."""
+        digest = ""
+        try:
+            digest = str(read_anchor_header(record)["study"])
+            study = self._accepted(digest)
+            request = AnchorRequest.from_record(record, study.cells)
+            with self._remembering():
+                values, head = self._anchored(study, request)
+            return AnchorReply(Status.OK, self.name, digest, values, head.length, head.head, head.signature)
+        except Exception as error:
+            return AnchorReply(self._explain(error), self.name, digest)
 
     def release(self, record: Any) -> ReleaseReply:
         """Answer the request for synthetic rows through the site's own channel, after the spend is durable."""
@@ -213,6 +242,19 @@ class Site:
             ledger.record(request.study, event, arrays_digest(update), approve)
             return update, ledger.head()
 
+    def _require_rounds(self, study: Study, request: TrainRequest) -> None:
+        """`RefusedError` while the steward has not looked at the anchored decoder, which is kept for him."""
+        if study.protocol.study.anchor.epsilon is None:
+            return
+        if request.round == 1 and not study.anchored_decoder_path.exists():
+            write_atomic(study.anchored_decoder_path, save_tensors(dict(request.decoder)))
+        if self.config.policy.stop_after_anchor:
+            raise RefusedError(
+                Status.REFUSED_BY_POLICY,
+                f"stop_after_anchor: look at the decoder with `cohortium-site anchored {request.study[:16]}`, then set"
+                " it to false, or leave it and send nothing more",
+            )
+
     def _released(self, study: Study, request: ReleaseRequest) -> tuple[NDArray[np.float64], SignedHead]:
         """The rows, made now or the identical ones made before, and the signed head of the ledger with their spend.
 
@@ -230,25 +272,41 @@ class Site:
         data = load_patients(self.config, study.protocol)
         self._enrolled(study.folder, study.protocol, data)
         event = channel_event(settings, study.encoding.diameter, len(data), request.rows)
-        budget = Budget.of(study.protocol, policy, len(data))
-        approve = functools.partial(budget.approve, now=event) if budget.limited else None
-        if approve is not None:
-            with self._ledger() as ledger:
-                approve(ledger.entries())
-        base = arrays_digest(request.decoder)
-        released = load_released(study.released_path, request.study)
-        if released is None:
+
+        def make() -> NDArray[np.float64]:
             started = time.perf_counter()
-            with memory_limit(self.config.policy):
-                released = Released(base, self._channel_rows(study, request, data, event))
-            save_released(study.released_path, request.study, released)
-            about = {"study": request.study, "digest": values_digest(released.rows), "rows": request.rows}
+            rows = self._channel_rows(study, request, data, event)
+            about = {"study": request.study, "digest": values_digest(rows), "rows": request.rows}
             self._log("released", **about, seconds=round(time.perf_counter() - started, 3))
-        elif released.base != base or len(released.rows) != request.rows:
-            raise RefusedError(Status.WRONG_ROUND, "the release was answered for another decoder or number of rows")
-        with self._ledger() as ledger:
-            ledger.record(request.study, event, values_digest(released.rows), approve)
-            return released.rows, ledger.head()
+            return rows
+
+        answer = _Answer(study.released_path, arrays_digest(request.decoder), event, len(data))
+        return self._once(study, answer, make, (request.rows, len(study.protocol.schema.columns)))
+
+    def _anchored(self, study: Study, request: AnchorRequest) -> tuple[NDArray[np.float64], SignedHead]:
+        """The noised statistics of a step, made now or the identical ones made before, and the ledger's head."""
+        protocol = study.protocol
+        if protocol.study.anchor.epsilon is None:
+            raise RefusedError(Status.BAD_REQUEST, "the study has no anchor")
+        self._keep_countersignature(request)
+        everyone = load_patients(self.config, protocol)
+        self._enrolled(study.folder, protocol, everyone)
+        event = anchor_event(protocol.study, request.step)
+        if request.step == "moments" and not study.anchored_path("marginals").exists():
+            raise RefusedError(Status.WRONG_ROUND, "the second step of the anchor was asked for before the first")
+
+        def make() -> NDArray[np.float64]:
+            exact, sensitivity = exact_statistics(
+                protocol, trained_patients(everyone, protocol), request.step, request.marginals
+            )
+            seed = None if protocol.study.study.seed is None else self._seed(protocol, event.round)
+            values = noised_statistics(exact, sensitivity, event, seed)[None, :]
+            about = {"study": request.study, "digest": values_digest(values), "step": request.step}
+            self._log("anchored", **about, values=values.size, sensitivity=sensitivity)
+            return values
+
+        base = request.step if request.marginals is None else values_digest(request.marginals[None, :])
+        return self._once(study, _Answer(study.anchored_path(request.step), base, event, len(everyone)), make)
 
     def _evaluated(self, study: Study, request: EvaluateRequest) -> tuple[NDArray[np.float64], SignedHead]:
         """The aggregates, made now or the identical ones made before, and the head of the ledger with their spend."""
@@ -264,28 +322,51 @@ class Site:
         patients = load_table(self.config, protocol)
         self._enrolled(study.folder, protocol, study.encoding.encode(patients))
         event = evaluation_spend(protocol)
-        budget = Budget.of(protocol, self.config.policy, len(patients))
-        approve = functools.partial(budget.approve, now=event) if budget.limited else None
+        base = values_digest(request.cohort)
+
+        def make() -> NDArray[np.float64]:
+            seed = None if protocol.study.study.seed is None else self._seed(protocol, event.round)
+            return aggregates(self.config, protocol, cohort, patients, seed)
+
+        def log(values: NDArray[np.float64]) -> None:
+            # What leaves, value for value (null: hidden); an answer that cannot be logged does not leave.
+            sent = [None if math.isnan(value) else value for value in values.ravel().tolist()]
+            about = {"study": request.study, "digest": values_digest(values), "cohort": base}
+            AuditLog(self.config.site.state / AUDIT_LOG, self.name).append(
+                "evaluated", **about, method=protocol.study.evaluation.method, values=sent
+            )
+
+        return self._once(study, _Answer(study.evaluated_path, base, event, len(patients)), make, log=log)
+
+    def _once(
+        self,
+        study: Study,
+        answer: _Answer,
+        make: Callable[[], NDArray[np.float64]],
+        shape: tuple[int, int] | None = None,
+        log: Callable[[NDArray[np.float64]], None] | None = None,
+    ) -> tuple[NDArray[np.float64], SignedHead]:
+        """What `make` gives, or the identical values given before, and the head of the ledger with their spend.
+
+        Values that were made for another request are refused: fresh ones would be a spend of their own.
+        """
+        protocol, digest = study.protocol, study.protocol.digest
+        budget = Budget.of(protocol, self.config.policy, answer.patients)
+        approve = functools.partial(budget.approve, now=answer.event) if budget.limited else None
         if approve is not None:
             with self._ledger() as ledger:
-                approve(ledger.entries())
-        base, path = values_digest(request.cohort), study.evaluated_path
-        made = load_released(path, request.study)
+                approve(ledger.entries())  # now, so that nothing is made in vain; again when it is spent
+        made = load_released(answer.path, digest)
         if made is None:
-            seed = None if protocol.study.study.seed is None else self._seed(protocol, event.round)
             with memory_limit(self.config.policy):
-                made = Released(base, aggregates(self.config, protocol, cohort, patients, seed))
-            save_released(path, request.study, made)
-        elif made.base != base:
-            raise RefusedError(Status.WRONG_ROUND, "the evaluation was answered for another cohort")
-        # What leaves, value for value (null: hidden); an answer that cannot be logged does not leave.
-        values = [None if math.isnan(value) else value for value in made.rows.ravel().tolist()]
-        about = {"study": request.study, "digest": values_digest(made.rows), "cohort": base}
-        AuditLog(self.config.site.state / AUDIT_LOG, self.name).append(
-            "evaluated", **about, method=protocol.study.evaluation.method, values=values
-        )
+                made = Released(answer.base, make())
+            save_released(answer.path, digest, made)
+        elif made.base != answer.base or (shape is not None and made.rows.shape != shape):
+            raise RefusedError(Status.WRONG_ROUND, f"{answer.path.stem}: answered before, for another request")
+        if log is not None:
+            log(made.rows)
         with self._ledger() as ledger:
-            ledger.record(request.study, event, values_digest(made.rows), approve)
+            ledger.record(digest, answer.event, values_digest(made.rows), approve)
             return made.rows, ledger.head()
 
     def _channel_rows(

@@ -56,6 +56,16 @@ class PolicySection(Section):
         description='evaluations this site answers: "accounted" (noised, in the ledger with an epsilon), "unnoised" as'
         ' well (exact counts under min_count, which no epsilon covers), or "none"',
     )
+    anchor: bool = Field(
+        default=True,
+        strict=True,
+        description="answer a study's anchor: noised statistics, in the ledger with an epsilon",
+    )
+    stop_after_anchor: bool = Field(
+        default=False,
+        strict=True,
+        description="answer no round after an anchor, until the steward has looked at the anchored decoder",
+    )
     max_memory_mb: Count | None = Field(
         default=None, description="memory in MiB that a study's table and training may take; default: no limit"
     )
@@ -123,6 +133,10 @@ class PolicySection(Section):
             )
         if study.release.method == "channel" and self.max_release_rows == 0:
             found.append("the study releases rows through this site's encoder (channel), max_release_rows allows none")
+        if study.anchor.epsilon is not None and not self.anchor:
+            found.append(
+                "the study begins with an anchor, noised statistics of the patients, and this site answers none"
+            )
         method = study.evaluation.method
         if method != "none" and method != self.evaluation != "unnoised":
             found.append(f"the study evaluates the cohort {method}, this site's policy allows {self.evaluation!r}")

@@ -8,24 +8,36 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.anchor.cells import TableCells
 from common.encoding import TableEncoding
 from common.model.vae import Decoder
+from common.privacy.anchor import Step
 from common.study import Protocol
 
 
 @dataclass(frozen=True)
 class Study:
-    """An accepted study at this site: its protocol, its folder, and the shapes of the decoder."""
+    """An accepted study at this site: its protocol, its folder, the shapes of the decoder, and the number of cells."""
 
     protocol: Protocol
     encoding: TableEncoding
     shapes: Mapping[str, tuple[int, ...]]
     folder: Path
+    cells: int
+
+    def anchored_path(self, step: Step) -> Path:
+        """The noised statistics of a step of the anchor."""
+        return self.folder / f"anchor-{step}.safetensors"
 
     @property
     def state_path(self) -> Path:
         """The training state of this study."""
         return self.folder / "state.safetensors"
+
+    @property
+    def anchored_decoder_path(self) -> Path:
+        """The global decoder before the first round after an anchor, for the steward to look at."""
+        return self.folder / "anchored-decoder.safetensors"
 
     @property
     def evaluated_path(self) -> Path:
@@ -45,4 +57,5 @@ def open_study(path: Path, _time: int) -> Study:
     encoding = TableEncoding(protocol.schema)
     decoder = Decoder(encoding, protocol.study.model, initialise=False)  # for its shapes only
     shapes = {name: tuple(value.shape) for name, value in decoder.named_parameters()}
-    return Study(protocol, encoding, shapes, path.parent)
+    cells = sum(TableCells(protocol.schema, protocol.target).sizes)
+    return Study(protocol, encoding, shapes, path.parent, cells)

@@ -38,6 +38,7 @@ JOIN = "query.join"
 TRAIN = "train.round"
 RELEASE = "query.release"
 EVALUATE = "query.evaluate"
+ANCHOR = "query.anchor"
 ROWS = "rows"
 
 
@@ -112,6 +113,17 @@ REPLY_FIELDS: dict[str, dict[str, Exposure]] = {
         "ledger_signature": Exposure.PUBLIC,
         # Noised, or exact under the site's floor if its policy allows that; either way an event in the ledger.
         "aggregates": Exposure.ACCOUNTED,
+    },
+    ANCHOR: {
+        "version": Exposure.PUBLIC,
+        "status": Exposure.PUBLIC,
+        "site": Exposure.PUBLIC,
+        "study": Exposure.PUBLIC,
+        "ledger_length": Exposure.PUBLIC,
+        "ledger_head": Exposure.PUBLIC,
+        "ledger_signature": Exposure.PUBLIC,
+        # Counts or second moments of clipped rows, with Gaussian noise: an event each.
+        "statistics": Exposure.ACCOUNTED,
     },
 }
 LEDGER_FIELDS: dict[str, type] = {"ledger_length": int, "ledger_head": str, "ledger_signature": str}

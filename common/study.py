@@ -13,13 +13,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from common.anchor.section import AnchorSection
 from common.config import Section, read_toml, validate
 from common.digest import sha256_of
 from common.errors import StudyError
 from common.markers import Markers, colliding
 from common.schema import Schema, load_schema, parse_schema
 
-Mode = Literal["constrained", "dpsgd", "none"]
+Mode = Literal["constrained", "dpsgd", "anchored", "none"]
 SITE_NAME = r"\w[\w.\-]{0,63}"
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # strict: `rounds = true` and `rounds = "20"` are mistakes, not numbers
@@ -69,9 +70,12 @@ class TrainingSection(Section):
 
     mode: Mode = Field(
         default="constrained",
-        description='"constrained", "dpsgd": finite epsilon for the weights, or "none": non-private, simulation only',
+        description='"constrained"; with finite epsilon for the weights "dpsgd", or "anchored", which has no rounds and'
+        ' needs [anchor] epsilon; "none": non-private, simulation only',
     )
-    rounds: Count = Field(default=40, description="rounds of federated training, fixed beforehand")
+    rounds: int = Field(
+        default=40, strict=True, ge=0, description="rounds of federated training, fixed beforehand; anchored: 0"
+    )
     local_epochs: Count = Field(default=2, description="passes over the site's rows in each round")
     batch_size: int = Field(default=128, strict=True, ge=2, description="patients in a training step")
     learning_rate: Positive = Field(default=2e-3, description="Adam's peak learning rate; cosine over the study")
@@ -85,6 +89,13 @@ class TrainingSection(Section):
     min_sites: Count = Field(default=2, description="a round needs this many valid replies, else the study stops")
     round_timeout: Positive = Field(default=1800.0, description="seconds until a round closes without late sites")
     join_timeout: Positive = Field(default=300.0, description="seconds to wait for the sites before round 1")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_rounds_when_anchored(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("mode") == "anchored" and "rounds" not in values:
+            return {**values, "rounds": 0}
+        return values
 
 
 class PrivacySection(Section):
@@ -182,6 +193,9 @@ class Study(Section):
 
     study: StudySection = Field(description="what the study is called and which table it models")
     model: ModelSection = Field(default_factory=ModelSection, description="the constrained variational autoencoder")
+    anchor: AnchorSection = Field(
+        default_factory=AnchorSection, description="noised statistics before training; none by default"
+    )
     training: TrainingSection = Field(
         default_factory=TrainingSection, description="how the sites train and what they may send"
     )
@@ -224,6 +238,7 @@ class Protocol:
                 f"the schema has a column {taken[0]!r}, a name that marks the rows of a release",
                 fix="rename the column, or set [release] markers = false",
             )
+        _check_anchor(study)
         _check_dpsgd(study)
         _check_channel(study)
         _check_evaluation(study, schema, target)
@@ -255,6 +270,42 @@ class Protocol:
         """Read what `to_json` wrote; `StudyError` or `SchemaError` if it is not valid."""
         return cls(
             validate(Study, document.get("study"), "received study", StudyError), parse_schema(document.get("schema"))
+        )
+
+
+def _check_anchor(study: Study) -> None:
+    """`StudyError` if mode, rounds and anchor do not go together, or the anchor has settings that nothing reads."""
+    mode, rounds, anchor = study.training.mode, study.training.rounds, study.anchor
+    if (mode == "anchored") != (rounds == 0):
+        raise StudyError(
+            f'[training] rounds = {rounds} does not go with mode = "{mode}": an anchored study has no rounds, every'
+            " other at least 1",
+            fix="set rounds = 0, or choose the mode of the rounds that follow the anchor",
+        )
+    if anchor.epsilon is None:
+        if mode == "anchored":
+            raise StudyError(
+                '[anchor] epsilon is missing: training.mode = "anchored" releases what its statistics allow',
+                fix="set epsilon to what every site may spend on them, for example epsilon = 3.0",
+            )
+        if anchor != AnchorSection():
+            raise StudyError("[anchor] has settings and no epsilon", fix="set epsilon or remove the section")
+        return
+    if mode == "none":
+        raise StudyError(
+            '[anchor] epsilon does not go with training.mode = "none", the reference without any protection',
+            fix="remove the section or change the mode",
+        )
+    if mode == "anchored" and study.release.method == "channel":
+        raise StudyError(
+            'release.method = "channel" needs encoders at the sites; training.mode = "anchored" trains none there',
+            fix='set release.method = "prior"',
+        )
+    if mode != "anchored" and anchor.generator != "nearest":
+        raise StudyError(
+            f'[anchor] generator = "{anchor.generator}" needs training.mode = "anchored" (found {mode!r}): rounds go on'
+            " from the decoder",
+            fix="remove generator or change the mode",
         )
 
 

@@ -18,6 +18,7 @@ from common.files import append_line, write_atomic
 from common.generation import sample_prior
 from common.keys import load_ed25519
 from common.model.vae import Decoder
+from server.anchor.gather import gather_anchor, remake_anchor, seed_of
 from server.checkpoint import build_decoder, complete_rounds, load_checkpoint, save_checkpoint
 from server.cohort import write_cohort
 from server.consortium import RELEASE_KEY, audit_of
@@ -81,23 +82,34 @@ def run_study(grid: Grid, settings: RunSettings, files: RunFiles, key: Ed25519Pr
         append_line(files.rounds, json.dumps(report.to_json() | {"server_seconds": round(seconds, 4)}))
         _note(settings, "round", round=report.round, answered=list(report.answered), dropped=dict(report.dropped))
 
-    roll = Roll.of(settings)
+    roll, training = Roll.of(settings), protocol.study.training
+    anchored = None
+    if protocol.study.anchor.epsilon is not None and completed == 0 and not files.anchor.exists():
+        anchored = gather_anchor(grid, protocol, members, witness, files, roll)
+        decoder = anchored.decoder
+        save_checkpoint(files.decoder, protocol, 0, decoder)
+        _note(settings, "anchored", generator=anchored.generator, sites=anchored.report["sites"])
+    if training.rounds == 0:
+        write_atomic(files.rounds, "")
     if settings.record is None:
         strategy = LipschitzFedAvg(protocol, decoder, members, observe, witness, completed, roll)
     else:
         recorded = {"site": settings.record, "folder": settings.out}
         strategy = RecordingFedAvg(protocol, decoder, members, observe, witness, completed, roll, **recorded)
-    training = protocol.study.training
-    strategy.start(
-        grid,
-        initial_arrays=ArrayRecord(),
-        num_rounds=training.rounds - completed,
-        timeout=training.round_timeout,
-    )
+    if training.rounds > completed:
+        strategy.start(
+            grid,
+            initial_arrays=ArrayRecord(),
+            num_rounds=training.rounds - completed,
+            timeout=training.round_timeout,
+        )
     # A cohort that is there is kept: the sites may have been asked about it, and answer about no other.
     if not (completed == training.rounds and files.cohort_csv.exists()):
         if protocol.study.release.method == "channel":
             tables = gather_rows(grid, protocol, decoder, members, witness, files, roll)
+        elif training.mode == "anchored":
+            anchored = anchored or remake_anchor(protocol, files)
+            tables = anchored.sample(protocol.study.release.rows, seed_of(protocol))
         else:
             tables = sample_prior(decoder, TableEncoding(protocol.schema), protocol.study.release.rows, seed)
         rows = write_cohort(tables, protocol.schema, files.cohort_csv, files.cohort_parquet, protocol.markers)

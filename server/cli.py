@@ -114,6 +114,7 @@ def compare(
 def _run(protocol: Any, sites: Path, out: Path, test: Path | None, *, as_json: bool, quiet: bool) -> None:
     from common.privacy.update_noise import require_useful_noise
     from common.table import read_table
+    from server.anchor.expectation import require_useful_anchor
     from server.checkpoint import build_decoder
     from server.progress import files_table, show_rounds, summary_table
     from server.release import release_simulation
@@ -126,6 +127,7 @@ def _run(protocol: Any, sites: Path, out: Path, test: Path | None, *, as_json: b
     held_out = read_table(test, protocol.schema)[0] if test else None
     patients = {name: len(table) for name, table in tables.items()}
     require_useful_noise(protocol.study, build_decoder(protocol, seed=0).size, patients)
+    require_useful_anchor(protocol, patients)
     files = claim_output(out.resolve())
     with show_rounds(protocol.study.training.rounds, quiet=quiet) as on_round:
         result = run_simulation(protocol, sites, tables, files, on_round)

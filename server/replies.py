@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from flwr.app import Message
 
+from common.anchor_messages import AnchorReply
 from common.evaluation_messages import EvaluateReply
 from common.messages import ReleaseReply, Status, TrainReply
 from common.records import MessageError
@@ -48,7 +49,7 @@ def collect_replies(
     return answers, dropped
 
 
-def check_reply(reply: TrainReply | ReleaseReply | EvaluateReply, site: str, study: str) -> None:
+def check_reply(reply: AnchorReply | TrainReply | ReleaseReply | EvaluateReply, site: str, study: str) -> None:
     """`MessageError` unless `site` answers with a result, for this study and under its own name."""
     if reply.status is not Status.OK:
         raise MessageError(reply.status.value)

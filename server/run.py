@@ -109,6 +109,16 @@ class RunFiles:
         return self.out / "decoder.safetensors"
 
     @property
+    def anchor(self) -> Path:
+        """What the anchor spent, asked and became, if the study has one."""
+        return self.out / "anchor.json"
+
+    @property
+    def anchor_statistics(self) -> Path:
+        """The noised statistics of all sites together; not part of a release, although nothing in it is private."""
+        return self.out / "anchor.safetensors"
+
+    @property
     def cohort_csv(self) -> Path:
         """The cohort as CSV."""
         return self.out / "cohort.csv"

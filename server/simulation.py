@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from common.audit import AUDIT_LOG
 from common.errors import CohortiumError, DataError, ExitCode, FederationError, OutputError
 from common.files import write_atomic
-from common.study import SITE_NAME, Protocol, Study
+from common.study import SITE_NAME, Mode, Protocol, Study
 from common.table import Table, read_table
 from server.run import RUN_VARIABLE, RunFiles, RunSettings
 
@@ -131,7 +131,8 @@ def _lay_out_sites(work: Path, directory: Path, names: list[str]) -> None:
         write_atomic(
             path,
             f'[site]\nname = {json.dumps(name)}\ndata = {data}\nstate = "state"\nthreads = 1\n'
-            '[policy]\nsimulation = true\nmin_patients = 1\nmin_count = 1\nmodes = ["constrained", "dpsgd", "none"]\n'
+            "[policy]\nsimulation = true\nmin_patients = 1\nmin_count = 1\n"
+            f"modes = {json.dumps(get_args(Mode))}\n"
             f"max_update_norm = 1e9\nmax_release_rows = {MOST_ROWS}\n",
         )
         paths.append(str(path))

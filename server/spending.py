@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from common.privacy.anchor import anchor_events
 from common.privacy.channel_release import channel_event, fit_patients
 from common.privacy.dpsgd import dpsgd_schedule
 from common.privacy.evaluation_release import evaluation_spend
@@ -27,7 +28,10 @@ def planned_events(protocol: Protocol, patients: Mapping[str, int], rounds: int)
     """The spends of every site over the `rounds` it was asked for, the rows and the evaluation it was asked for."""
     study, total = protocol.study, sum(patients.values())
     events: dict[str, list[Event]] = {
-        site: [round_event(study, number, count / total, count) for number in range(1, rounds + 1)]
+        site: [
+            *anchor_events(study),
+            *(round_event(study, number, count / total, count) for number in range(1, rounds + 1)),
+        ]
         for site, count in patients.items()
     }
     if study.release.method == "channel":

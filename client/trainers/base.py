@@ -6,31 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol as Interface
 
-import torch
 from torch import Tensor
 
-from common.encoding import EncodedTable, TableEncoding
-from common.errors import CohortiumError
+from common.model.training import NonFiniteLossError, RoundInputs
 from common.privacy.events import Event
 from common.study import Study
 
-
-class NonFiniteLossError(CohortiumError):
-    """Training diverged; the round is answered with a code and nothing is spent."""
-
-
-@dataclass(frozen=True)
-class RoundInputs:
-    """One round at one site. `seed` seeds every random choice; it comes from the operating system in production."""
-
-    study: Study
-    encoding: TableEncoding
-    data: EncodedTable
-    decoder: Mapping[str, Tensor]
-    round: int
-    state: Mapping[str, Tensor]
-    seed: int
-    device: torch.device
+__all__ = ["NonFiniteLossError", "RoundInputs", "RoundResult", "Trainer"]
 
 
 @dataclass(frozen=True)

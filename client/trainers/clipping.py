@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from client.trainers.local import named_parameters
+from common.model.training import named_parameters
 from common.model.vae import Decoder, Encoder, negative_elbo
 
 # Larger than the float32 rounding of scaling a row, so that no clipped row exceeds the norm that the noise covers.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from client.trainers.base import RoundInputs, RoundResult
-from client.trainers.local import difference, train_locally
+from common.model.training import difference, train_locally
 from common.privacy.events import BoundedInfluence, GaussianUpdate
 from common.privacy.noise import add_noise
 from common.privacy.update import project_update, update_norm

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from client.trainers.base import NonFiniteLossError, RoundInputs, RoundResult
 from client.trainers.clipping import row_gradients
-from client.trainers.local import (
+from common.errors import DataError
+from common.model.training import (
     ADAM_BETAS,
     capture_state,
     difference,
@@ -23,7 +24,6 @@ from client.trainers.local import (
     named_parameters,
     restore_state,
 )
-from common.errors import DataError
 from common.model.vae import Decoder, Encoder
 from common.privacy.dpsgd import dpsgd_schedule
 from common.privacy.events import SampledGaussianSteps

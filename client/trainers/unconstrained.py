@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from client.trainers.base import RoundInputs, RoundResult
-from client.trainers.local import difference, train_locally
+from common.model.training import difference, train_locally
 from common.privacy.events import UnboundedInfluence
 from common.privacy.update import update_norm
 from common.study import Study

@@ -183,7 +183,7 @@ def _guarantee(events: Sequence[Event], delta: float, adversary: Adversary) -> d
 def _stated(found: Guarantee, events: Sequence[Event]) -> dict[str, Any]:
     epsilon = found.epsilon if math.isfinite(found.epsilon) else INFINITE
     basis = "; ".join(found.basis) or "these patients took part in nothing that was sent"
-    if events and all(
+    if any(isinstance(event, BoundedInfluence) for event in events) and all(
         isinstance(event, BoundedInfluence | GaussianStatistics | UnnoisedAggregates) for event in events
     ):
         basis = (

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from client.generation import ChannelInputs, channel_rows, synthetic_encoder
 from client.trainers import MODES, RoundInputs
-from client.trainers.local import load_encoder
 from common.encoding import TableEncoding
 from common.evaluation.metrics import evaluate
 from common.generation import sample_prior
+from common.model.training import load_encoder
 from common.model.vae import Decoder
 from common.privacy.channel_release import channel_event, release_patients
 from common.study import Protocol

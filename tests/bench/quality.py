@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from client.trainers.base import RoundInputs
-from client.trainers.local import train_locally
 from common.encoding import TableEncoding
 from common.evaluation.metrics import evaluate
 from common.generation import sample_prior
+from common.model.training import train_locally
 from common.study import Protocol
 from common.table import Table
 from server.checkpoint import build_decoder

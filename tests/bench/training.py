@@ -11,9 +11,9 @@ import time
 import torch
 
 from client.trainers.base import RoundInputs
-from client.trainers.local import train_locally
 from common.encoding import TableEncoding
 from common.model import lipschitz
+from common.model.training import train_locally
 from server.checkpoint import build_decoder
 from tests.bench.inputs import load_inputs, protocol_for
 

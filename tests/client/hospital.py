@@ -12,9 +12,11 @@ from flwr.app import RecordDict
 
 from client.handlers import Site
 from client.site import SiteConfig, load_site
+from common.anchor_messages import AnchorReply, AnchorRequest
 from common.evaluation.results import values_expected
 from common.evaluation_messages import EvaluateReply, EvaluateRequest
 from common.messages import (
+    ANCHOR,
     EVALUATE,
     JOIN,
     RELEASE,
@@ -28,6 +30,7 @@ from common.messages import (
     TrainReply,
     TrainRequest,
 )
+from common.privacy.anchor import Step
 from common.privacy.ledger import Ledger
 from common.records import ARRAYS, HEADER, arrays_digest
 from common.schema import parse_schema
@@ -38,7 +41,12 @@ from tests.packed import unpack
 SECRET = "Zq7731"
 MARKED = "61.7731"  # a number that stands for a patient: no reply and no log may hold it
 ROWS, RADIUS, ROUNDS = 40, 0.5, 3
-PAYLOADS = {TRAIN: "update", RELEASE: "rows", EVALUATE: "aggregates"}  # what a reply of each kind carries
+PAYLOADS = {
+    TRAIN: "update",
+    RELEASE: "rows",
+    EVALUATE: "aggregates",
+    ANCHOR: "statistics",
+}  # what a reply of each kind carries
 SCHEMA = {
     "fields": [
         {"name": "age", "type": "number", "constraints": {"minimum": 0, "maximum": 120}},
@@ -84,6 +92,10 @@ def train_request(number: int = 1, protocol: Protocol = PROTOCOL, seed: int = 0,
     return TrainRequest(protocol.digest, number, weight, decoder_of(protocol, seed)).to_record()
 
 
+def anchor_request(protocol: Protocol, step: Step, marginals: np.ndarray | None = None) -> RecordDict:
+    return AnchorRequest(protocol.digest, step, marginals).to_record()
+
+
 def evaluate_request(protocol: Protocol, cohort: np.ndarray) -> RecordDict:
     return EvaluateRequest(protocol.digest, cohort).to_record()
 
@@ -127,6 +139,11 @@ class Hospital:
         self.inspect(RELEASE, sent)
         return ReleaseReply.from_record(sent, (rows, len(protocol.schema.columns)))
 
+    def anchor(self, record: RecordDict, values: int) -> AnchorReply:
+        sent = self.site.anchor(record).to_record()
+        self.inspect(ANCHOR, sent)
+        return AnchorReply.from_record(sent, values)
+
     def evaluate(self, record: RecordDict, protocol: Protocol) -> EvaluateReply:
         sent = self.site.evaluate(record).to_record()
         self.inspect(EVALUATE, sent)
@@ -141,7 +158,7 @@ class Hospital:
         allowed = REPLY_FIELDS[kind]
         assert set(record) <= {HEADER, ARRAYS}
         header = record.config_records[HEADER]
-        assert set(header) <= set(allowed) - {"update", "rows", "aggregates"}
+        assert set(header) <= set(allowed) - set(PAYLOADS.values())
         status = Status(str(header["status"]))
         assert (ARRAYS in record) == (status is Status.OK and kind in PAYLOADS)
         if ARRAYS in record:

@@ -8,8 +8,8 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from client.trainers.clipping import RowGradients, row_gradients
-from client.trainers.local import named_parameters
 from common.encoding import TableEncoding
+from common.model.training import named_parameters
 from common.model.vae import Decoder, Encoder, negative_elbo
 from common.table import Table
 from tests.client.noised import (

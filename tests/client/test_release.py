@@ -12,12 +12,12 @@ from flwr.app import ConfigRecord, RecordDict
 import client.handlers
 import client.trainers.constrained
 from client.trainers import RoundInputs
-from client.trainers.local import train_locally
 from common.audit import AUDIT_LOG, FIELDS, read_audit
 from common.encoding import TableEncoding
 from common.errors import LedgerError
 from common.generation import check_rows
 from common.messages import ReleaseReply, Status
+from common.model.training import train_locally
 from common.privacy.accountant import account_lines
 from common.privacy.channel_release import role_slots
 from common.privacy.events import ChannelRelease

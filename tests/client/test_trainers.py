@@ -12,7 +12,7 @@ from scipy import stats
 from client.state import SiteState, load_state, save_state
 from client.trainers import MODES, RoundInputs, RoundResult
 from client.trainers.base import NonFiniteLossError
-from client.trainers.local import ADAM_BETAS, learning_rate, train_locally
+from common.model.training import ADAM_BETAS, learning_rate, train_locally
 from common.model.vae import Decoder, Encoder, negative_elbo
 from common.privacy.events import BoundedInfluence, GaussianUpdate, UnboundedInfluence
 from common.privacy.update import update_norm

@@ -78,7 +78,7 @@ def test_a_study_written_out_is_the_same_study(tmp_path: Path) -> None:
             "[privacy]\nzzz = 1e-5\n",
             "[privacy] zzz: unknown key; known keys: update_noise, accept_useless_noise, delta",
         ),
-        ("[training]\nrounds = 0\n", "[training] rounds"),
+        ("[training]\nrounds = -1\n", "[training] rounds"),
         ("[training]\nmode = 'dp'\n", "[training] mode"),
         ("[training]\nupdate_norm = inf\n", "[training] update_norm"),
         ("[training]\nupdate_norm = -1\n", "[training] update_norm"),

@@ -1,4 +1,7 @@
-"""Local training of one round, shared by the modes: encoder and optimiser kept at the site, decoder from the server."""
+"""Training of encoder and decoder on one table: a round at a site, or a whole training on rows that no patient gave.
+
+Encoder and optimiser stay where the training is, the decoder comes from elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from client.trainers.base import NonFiniteLossError, RoundInputs
-from common.encoding import TableEncoding
+from common.encoding import EncodedTable, TableEncoding
+from common.errors import CohortiumError
 from common.model.vae import Decoder, Encoder, negative_elbo
 from common.study import Study
 
 ADAM_BETAS = (0.9, 0.99)
 FINAL_RATE = 0.05  # the cosine schedule ends at this share of the peak learning rate
+
+
+class NonFiniteLossError(CohortiumError):
+    """Training diverged; a round is answered with a code and nothing is spent."""
+
+
+@dataclass(frozen=True)
+class RoundInputs:
+    """One round at one site. `seed` seeds every random choice; it comes from the operating system in production."""
+
+    study: Study
+    encoding: TableEncoding
+    data: EncodedTable
+    decoder: Mapping[str, Tensor]
+    round: int
+    state: Mapping[str, Tensor]
+    seed: int
+    device: torch.device
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ def test_statistics_of_another_study_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_epsilon_that_leaves_nothing_is_refused_before_anybody_is_asked(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match=r"epsilon = 0.001 is of no use.*nothing was spent"):
+    with pytest.raises(StudyError, match=r"(?s)epsilon = 0.001 is of no use.*nothing was spent"):
         gather(tmp_path, protocol(0.001))
     _, sites, _ = gather(tmp_path, protocol(0.001, anchor={"accept_useless_noise": True}))
     assert len(sites.asked) == 6

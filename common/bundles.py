@@ -16,6 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from common.bundles_archive import read_archive
 from common.errors import VerifyError
+from common.gates import GATES, NOT_RELEASED, QUARANTINE, GatesDocument
+from common.gates_check import check_gates_document
 from common.keys import key_id
 from common.privacy.statement_schema import problem_of
 from common.signing import (
@@ -38,11 +40,11 @@ MANIFEST, PRIVACY, SITES, STUDY, DECODER = (
     "decoder.safetensors",
 )
 KEYS = ("simulation-key.pub", "release.pub")
-KEPT = (MANIFEST, PRIVACY, SITES, STUDY, "release.json")
+KEPT = (MANIFEST, PRIVACY, SITES, STUDY, "release.json", GATES)
 # What a run leaves beside its release. In a folder that holds no decoder of that run, none of it has any business.
 BESIDE = (
     DECODER, "ledger-heads.json", "launch.json", "nodes.json", "waiting.json", "failure.json", "runtime.log",
-    "ledgers", "site-logs",
+    "inputs.json", "ledgers", "site-logs",
 )  # fmt: skip
 LARGEST_KEPT = 1 << 26
 AS_SIGNED, CHANGED, MISSING, EXTRA, LEFT = "as signed", "changed", "missing", "not in the manifest", "not released"
@@ -76,7 +78,8 @@ class Trust:
 class Verification:
     """What checking a bundle has found. It is good if `problems` is empty.
 
-    `waiting` are the sites that took part and have not signed, with their key ids where the manifest names them.
+    `waiting` are the sites that took part and have not signed, with their key ids where the manifest names them;
+    `gates` is what gates.json says, None for a release without one.
     """
 
     source: str
@@ -85,6 +88,7 @@ class Verification:
     signers: Signers
     waiting: Mapping[str, str]
     problems: tuple[str, ...]
+    gates: GatesDocument | None = None
 
     def require(self) -> Verification:
         """Itself, or `VerifyError` naming every problem."""
@@ -102,6 +106,7 @@ class Verification:
             "signers": dict(self.signers.trusted),
             "unknown_signers": list(self.signers.unknown),
             "not_signed_yet": dict(self.waiting),
+            "gates": None if self.gates is None else self.gates.to_json(),
             "problems": list(self.problems),
         }
 
@@ -138,6 +143,11 @@ def envelope_of(contents: Contents) -> tuple[Any, Envelope]:
     Whose signatures it carries, and whether they hold, is not checked.
     """
     document = contents.document(MANIFEST)
+    if document is None and {NOT_RELEASED, QUARANTINE} & set(contents.digests):
+        raise VerifyError(
+            f"{contents.source}: not a release: gates failed, and the candidate is in quarantine",
+            fix=f"read {NOT_RELEASED} there; `cohortium release` evaluates the gates again",
+        )
     if document is None:
         raise VerifyError(f"{contents.source}/{MANIFEST}: no readable manifest", fix="name the directory of a release")
     return document, read_envelope(document)
@@ -196,6 +206,10 @@ def check_bundle(contents: Contents, trust: Trust, must_sign: Iterable[str] = ()
     said = {CHANGED: "changed after signing"}
     problems += [f"{n}: {said.get(s, s)}" for n, s in files.items() if s in (CHANGED, MISSING, EXTRA)]
     problems += _statement_problems(contents, files)
+    gates = None
+    if files.get(GATES) == AS_SIGNED:
+        gates, about = check_gates_document(contents.document(GATES), contents.document(STUDY), predicate, subjects)
+        problems += [f"{GATES}: {problem}" for problem in about]
     # In a simulation one machine plays all sites, and none of them can sign.
     joined = _joined(contents) if files.get(SITES) == AS_SIGNED and predicate.get("simulation") is not True else []
     known = expected.get("sites", {})
@@ -204,7 +218,7 @@ def check_bundle(contents: Contents, trust: Trust, must_sign: Iterable[str] = ()
     for site in joined:
         if known.get(site) and signers.trusted.get(site, known[site]) != known[site]:
             problems.append(f"{site}: signed with another key than the manifest names for this site")
-    return Verification(contents.source, statement, files, signers, waiting, tuple(problems))
+    return Verification(contents.source, statement, files, signers, waiting, tuple(problems), gates)
 
 
 def in_words(found: Verification) -> list[str]:
@@ -219,7 +233,7 @@ def in_words(found: Verification) -> list[str]:
     lines += [f"not signed yet by {site}, which took part" for site in found.waiting]
     if found.files.get(PRIVACY) == AS_SIGNED and not any(p.startswith(PRIVACY) for p in found.problems):
         lines.append(f"{PRIVACY} fits the schema of a privacy statement")
-    return lines
+    return lines + (found.gates.in_words() if found.gates is not None else [f"no {GATES}: no gate was recorded"])
 
 
 def _states(contents: Contents, subjects: Mapping[str, dict[str, str]], decoder: Any) -> dict[str, str]:

@@ -59,6 +59,9 @@ class GatesDocument(Section):
 
     schema_version: Literal[1]
     study_digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    cohort_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+        description="of the cohort.csv that the gates looked at; null: there was none"
+    )
     passed: bool = Field(strict=True, description="every gate passed; an override does not make this true")
     gates: tuple[GateRecord, ...] = Field(min_length=1)
     override: OverrideRecord | None

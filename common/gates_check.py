@@ -28,6 +28,8 @@ def check_gates_document(
     problems = []
     if gates.study_digest != predicate.get("study"):
         problems.append("it is of another study than the manifest")
+    if gates.cohort_sha256 != subjects.get("cohort.csv", {}).get("sha256"):
+        problems.append("the gates looked at another cohort.csv")
     if not gates.passed and gates.override is None:
         problems.append(f"{', '.join(gate.name for gate in gates.failed)} failed and nobody overrode it")
     if predicate.get("override") != override_summary(gates.override):

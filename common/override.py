@@ -17,13 +17,13 @@ from typing import Any, Literal
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import Field
 
-from common.config import Section, validate
+from common.config import Section
 from common.errors import UsageError, VerifyError
 from common.gates import GATES, NOT_RELEASED, GateRecord, GatesDocument, OverrideRecord, Value, read_gates
 from common.gates_section import KeyId
 from common.keys import KeyUse, key_id
 from common.privacy.ledger_keys import KEY_HEX
-from common.signing import STATEMENT_TYPE, load_json, open_envelope, read_envelope, sign, statement_for
+from common.signing import STATEMENT_TYPE, load_json, read_envelope, sign, statement_for
 
 PREDICATE_TYPE = "urn:cohortium:gate-override:v1"
 FORMER = "former-manifest.json"
@@ -133,15 +133,17 @@ def read_approval(envelope: Any, source: str) -> Approval:
     """What an approval says, if its own key signed it; `VerifyError` otherwise."""
     not_one = VerifyError(f"{source}: not the approval of an override", fix="name what `approve-override` wrote")
     try:
-        statement = read_envelope(envelope).statement()
+        opened = read_envelope(envelope)
+        statement = opened.statement()
         if (statement["_type"], statement["predicateType"]) != (STATEMENT_TYPE, PREDICATE_TYPE):
             raise KeyError
-        content = validate(ApprovalContent, statement["predicate"], source, VerifyError)
+        content = ApprovalContent.model_validate(statement["predicate"])
         files = {str(subject["name"]): str(subject["digest"]["sha256"]) for subject in statement["subject"]}
         key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(content.key))
-    except (KeyError, TypeError, AttributeError, ValueError):
+    except (KeyError, TypeError, AttributeError, ValueError, VerifyError):
         raise not_one from None
-    open_envelope(envelope, key)
+    if not opened.signed_by(key):
+        raise VerifyError(f"{source}: its signature does not hold: it was changed after signing", fix=AGAIN)
     return Approval(content=content, key_id=key_id(key), files=files)
 
 

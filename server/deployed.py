@@ -29,6 +29,7 @@ from server.figures import certificates
 from server.gating import (
     Candidate,
     Decision,
+    cohort_digest,
     judge,
     read_evaluation,
     require_open,
@@ -96,12 +97,24 @@ def _release(started: Launch, decision: Decision) -> dict[str, Any]:
     expected = expected_rows(protocol, files)
     _, wrong = check_cohort(files, protocol, expected)
     candidate = Candidate(
-        protocol, rounds, patients, problems, "ledger-heads.json: the heads that the sites signed, and rounds.jsonl",
-        wrong, expected, statement, simulation=False, evaluation=read_evaluation(files.evaluation), audit=audit,
-    )  # fmt: skip
+        protocol=protocol,
+        rounds=rounds,
+        joined=patients,
+        ledger_problems=problems,
+        ledger_source="ledger-heads.json: the heads that the sites signed, and rounds.jsonl",
+        cohort_problems=wrong,
+        rows=expected,
+        cohort_sha256=cohort_digest(files.cohort_csv),
+        statement=statement,
+        simulation=False,
+        evaluation=read_evaluation(files.evaluation),
+        audit=audit,
+    )
     document, error = resolve(files, protocol, judge(candidate), decision, key_id(key.public_key()))
     if statements_hold(document):
         write_atomic(files.report, _report(protocol, facts["name"], sites, rounds, statement, _without_rows(files)))
+    else:
+        files.report.unlink(missing_ok=True)
     _log_gates(started, document, opened=error is None)
     require_open(files, document, error)
     leave(files)

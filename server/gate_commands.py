@@ -81,7 +81,7 @@ def approve_override(
 
     The signature covers the very files, the failed gates with their numbers, and the reason. It needs no network.
     """
-    from common.errors import OutputError, VerifyError
+    from common.errors import OutputError, UsageError
     from common.files import write_atomic
     from common.keys import load_ed25519
     from common.override import SECOND_KEY, approve, load_candidate, read_approval
@@ -89,10 +89,10 @@ def approve_override(
     document = load_candidate(quarantine)
     if out.exists():
         raise OutputError(f"{out}: exists; approvals are never written over", fix="choose another --out")
+    if out.resolve().is_relative_to(quarantine.resolve()):
+        raise UsageError(f"{out}: would change what is being approved", fix="choose a place outside of quarantine")
     envelope = approve(quarantine, load_ed25519(key, SECOND_KEY), by=by, reason=reason)
     approval = read_approval(envelope, str(out))
-    if out.resolve().is_relative_to(quarantine.resolve()):
-        raise VerifyError(f"{out}: would change what is being approved", fix="choose a place outside of quarantine")
     write_atomic(out, json.dumps(envelope, indent=1))
     if as_json:
         write_json({"out": str(out), **approval.model_dump(mode="json")})

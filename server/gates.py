@@ -156,7 +156,7 @@ def attack_gate(name: str, evidence: AttackEvidence, limit: float) -> GateResult
     if worst.value <= limit:
         fix = "more held-out patients may narrow the interval; otherwise a study that learns less: fewer rounds, noise"
     else:
-        fix = "the attack succeeds on patients: a study that learns less, with fewer rounds, or noise"
+        fix = "the value itself is above the limit: a study that learns less, with fewer rounds, or noise"
     return GateResult(name, False, _up(worst.high), limit, fix, source)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.digest import sha256_of_file
 from common.errors import CohortiumError, ExitCode, VerifyError
 from common.files import write_atomic
 from common.gates import GatesDocument, failed_in_words, min_patients_per_site, min_sites, read_gates
@@ -73,6 +74,7 @@ class Candidate:
     ledger_source: str
     cohort_problems: Sequence[str]
     rows: int
+    cohort_sha256: str | None
     statement: Mapping[str, Any] | None
     simulation: bool
     metrics: Mapping[str, Any] | None = None
@@ -122,7 +124,14 @@ def judge(candidate: Candidate) -> GatesDocument:
         found.append(guarded("audit", None, lambda: audit_gate(candidate.audit, digest, study.privacy.delta, claims)))
     records = tuple(result.record() for result in found)
     passed = all(record.passed for record in records)
-    return GatesDocument(schema_version=1, study_digest=digest, passed=passed, gates=records, override=None)
+    return GatesDocument(
+        schema_version=1,
+        study_digest=digest,
+        cohort_sha256=candidate.cohort_sha256,
+        passed=passed,
+        gates=records,
+        override=None,
+    )
 
 
 def resolve(
@@ -271,6 +280,11 @@ def _order(epsilon: float | str) -> float:
 
 def _claims(statement: Mapping[str, Any]) -> dict[tuple[str, str], float | str]:
     return {(entry["site"], entry["adversary"]): entry["epsilon"] for entry in statement["entries"]}
+
+
+def cohort_digest(path: Path) -> str | None:
+    """SHA-256 of a cohort.csv, None if it is not there."""
+    return sha256_of_file(path) if path.is_file() else None
 
 
 def read_evaluation(path: Path) -> Mapping[str, Any] | None:

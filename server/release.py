@@ -29,7 +29,16 @@ from common.study import Protocol
 from common.table import Table
 from server.cohort_check import check_cohort
 from server.gate_audit import GivenAudit, load_audit
-from server.gating import Candidate, Decision, judge, require_open, resolve, statements_hold, unnoised_gates
+from server.gating import (
+    Candidate,
+    Decision,
+    cohort_digest,
+    judge,
+    require_open,
+    resolve,
+    statements_hold,
+    unnoised_gates,
+)
 from server.quarantine import leave, out_of_quarantine
 from server.release_readme import CHANNEL_RELEASE, PURPOSES, README, readme
 from server.report import render_report
@@ -72,6 +81,7 @@ def _release_simulation(
     patients = {name: joined["patients"] for name, joined in sites["joined"].items()}
     ledgers, problems = check_ledgers(files, protocol.digest, rounds, patients)
     audit = decision.audit or former_audit(files)
+    files.privacy.unlink(missing_ok=True)
     statement = None
     if set(ledgers) >= set(patients):
         statement = privacy_statement(
@@ -91,13 +101,25 @@ def _release_simulation(
     result.seconds["evaluation"] = time.perf_counter() - started
 
     candidate = Candidate(
-        protocol, rounds, patients, problems, "the ledgers of the sites, checked anew", wrong, expected, statement,
-        simulation=True, metrics=metrics, audit=audit,
-    )  # fmt: skip
+        protocol=protocol,
+        rounds=rounds,
+        joined=patients,
+        ledger_problems=problems,
+        ledger_source="the ledgers of the sites, checked anew",
+        cohort_problems=wrong,
+        rows=expected,
+        cohort_sha256=cohort_digest(files.cohort_csv),
+        statement=statement,
+        simulation=True,
+        metrics=metrics,
+        audit=audit,
+    )
     document, error = resolve(files, protocol, judge(candidate), decision, release_key="")
     if statement is not None and metrics is not None and cohort is not None and statements_hold(document):
         report = render_report(protocol, sites, rounds, statement, metrics, cohort, result.real)
         write_atomic(files.report, report)
+    else:
+        files.report.unlink(missing_ok=True)
     require_open(files, document, error)
     assert statement is not None and metrics is not None and cohort is not None  # else a gate is closed
     leave(files)

@@ -14,6 +14,7 @@ import numpy as np
 from common.digest import sha256_of_file
 from common.errors import DataError, UsageError
 from common.files import write_atomic
+from common.gates import read_gates
 from common.study import Protocol
 from common.table import Table, read_table
 from server.demo_study import prepare_demo
@@ -104,9 +105,12 @@ def _protocol(files: RunFiles) -> Protocol:
 
 
 def former_metrics(files: RunFiles) -> dict[str, Any] | None:
-    """What an earlier attempt measured, if it did; it need not be measured again."""
+    """What an earlier attempt measured on this very cohort, if it did; it need not be measured again."""
     for folder in (files.quarantine, files.out):
-        path = folder / files.metrics.name
-        if path.exists():
-            return dict(json.loads(path.read_text(encoding="utf-8")))
+        try:
+            gates = read_gates(json.loads((folder / files.gates.name).read_bytes()))
+            if gates.cohort_sha256 == sha256_of_file(folder / files.cohort_csv.name):
+                return dict(json.loads((folder / files.metrics.name).read_bytes()))
+        except (OSError, ValueError):
+            continue
     return None

@@ -17,6 +17,7 @@ from server.deployed import release_deployment
 from server.gating import Decision, GateError
 from server.launch import Launch, launch, resume
 from server.release import verify_release
+from server.status import coordinator_status
 from tests.server.test_gate_commands import command
 from tests.server.test_launch import FakeRuns, home, make_protocol, outcome, runs  # noqa: F401
 
@@ -44,6 +45,8 @@ def test_a_failed_gate_is_logged_and_resume_asks_no_site_again(failed: Launch, h
     assert line["outcome"] == "not released" and line["gates"] == ["min_patients: found 800, limit 900"]
     with pytest.raises(VerifyError, match="not a release"):
         verify_release(failed.files.out, home / "release.pub")
+    told = coordinator_status(home)["study"]["failure"]
+    assert "not released, gates failed: min_patients: found 800, limit 900" in told
     before = len(runs.configs)
     again = resume(failed.files.out, home)  # the cohort is there, in quarantine: nobody is asked for another
     assert len(runs.configs) == before and again.run == failed.run

@@ -61,6 +61,7 @@ class Proposal:
             f"ledger    {self.length} entries of site {self.site}, head {self.head[:16]}…: as in this site's ledger",
             f"signed    by {coordinator}",
             *(f"  {name}  {state}" for name, state in self.found.files.items()),
+            *(self.found.gates.in_words() if self.found.gates is not None else ["no gates.json: no gate was recorded"]),
         ]
 
     def to_json(self) -> dict[str, Any]:

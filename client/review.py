@@ -15,6 +15,7 @@ from client.bundles import BundleStore, differences, installed_files, list_files
 from client.site import SiteConfig
 from common.audit import AUDIT_LOG, AuditLog
 from common.errors import CohortiumError, SiteError
+from common.gates import limits_in_words
 from common.messages import NEVER_SENT
 from common.privacy.ledger_keys import load_key
 from common.privacy.memory import remembering
@@ -163,6 +164,7 @@ def describe_study(config: SiteConfig, protocol: Protocol) -> dict[str, Any]:
         "never_leaves": list(NEVER_SENT),
         "synthetic_rows": study.release.rows,
         "release": study.release.method,
+        "gates": limits_in_words(study),
         "cost": cost(config, protocol),
         "objections": config.objections(protocol),
     }
@@ -270,6 +272,7 @@ def _render_study(details: Mapping[str, Any]) -> list[str]:
         lines.append(f"  {column['name']}: {', '.join(note for note in notes if note)}")
     lines += ["", "What leaves this site:", *(f"  {line}" for line in details["leaves"])]
     lines += ["What never leaves it:", f"  {', '.join(details['never_leaves'])}", ""]
+    lines += ["What the cohort has to show before it is released:", *(f"  {line}" for line in details["gates"]), ""]
     found = details["cost"]
     if "problem" in found:
         lines.append(f"What it would cost cannot be said: {found['problem']}")

@@ -16,6 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from common.bundles_archive import read_archive
 from common.errors import VerifyError
+from common.gates import GATES, NOT_RELEASED, QUARANTINE, GatesDocument
+from common.gates_check import check_gates_document
 from common.keys import key_id
 from common.privacy.statement_schema import problem_of
 from common.signing import (
@@ -38,11 +40,11 @@ MANIFEST, PRIVACY, SITES, STUDY, DECODER = (
     "decoder.safetensors",
 )
 KEYS = ("simulation-key.pub", "release.pub")
-KEPT = (MANIFEST, PRIVACY, SITES, STUDY, "release.json")
+KEPT = (MANIFEST, PRIVACY, SITES, STUDY, "release.json", GATES)
 # What a run leaves beside its release. In a folder that holds no decoder of that run, none of it has any business.
 BESIDE = (
     DECODER, "ledger-heads.json", "launch.json", "nodes.json", "waiting.json", "failure.json", "runtime.log",
-    "ledgers", "site-logs",
+    "inputs.json", "ledgers", "site-logs",
 )  # fmt: skip
 LARGEST_KEPT = 1 << 26
 AS_SIGNED, CHANGED, MISSING, EXTRA, LEFT = "as signed", "changed", "missing", "not in the manifest", "not released"
@@ -76,7 +78,9 @@ class Trust:
 class Verification:
     """What checking a bundle has found. It is good if `problems` is empty.
 
-    `waiting` are the sites that took part and have not signed, with their key ids where the manifest names them.
+    `waiting` are the sites that took part and have not signed, with their key ids where the manifest names them;
+    `gates` is what gates.json says, None for a release without one; `second` is the name of the trusted key behind the
+    second signature of an override, if it is one of a trusted key.
     """
 
     source: str
@@ -85,6 +89,8 @@ class Verification:
     signers: Signers
     waiting: Mapping[str, str]
     problems: tuple[str, ...]
+    gates: GatesDocument | None = None
+    second: str | None = None
 
     def require(self) -> Verification:
         """Itself, or `VerifyError` naming every problem."""
@@ -102,6 +108,8 @@ class Verification:
             "signers": dict(self.signers.trusted),
             "unknown_signers": list(self.signers.unknown),
             "not_signed_yet": dict(self.waiting),
+            "gates": None if self.gates is None else self.gates.to_json(),
+            "second_signer": self.second,
             "problems": list(self.problems),
         }
 
@@ -138,6 +146,12 @@ def envelope_of(contents: Contents) -> tuple[Any, Envelope]:
     Whose signatures it carries, and whether they hold, is not checked.
     """
     document = contents.document(MANIFEST)
+    if document is None and {NOT_RELEASED, QUARANTINE} & set(contents.digests):
+        failed = _failed_gates(contents)
+        raise VerifyError(
+            f"{contents.source}: not a release: {failed} failed, and the candidate is in quarantine",
+            fix=f"read {NOT_RELEASED} there; `cohortium release` evaluates the gates again",
+        )
     if document is None:
         raise VerifyError(f"{contents.source}/{MANIFEST}: no readable manifest", fix="name the directory of a release")
     return document, read_envelope(document)
@@ -196,6 +210,12 @@ def check_bundle(contents: Contents, trust: Trust, must_sign: Iterable[str] = ()
     said = {CHANGED: "changed after signing"}
     problems += [f"{n}: {said.get(s, s)}" for n, s in files.items() if s in (CHANGED, MISSING, EXTRA)]
     problems += _statement_problems(contents, files)
+    gates, second = None, None
+    if files.get(GATES) == AS_SIGNED:
+        gates, about = check_gates_document(contents.document(GATES), contents.document(STUDY), predicate, subjects)
+        problems += [f"{GATES}: {problem}" for problem in about]
+        by = gates.override.key_id if gates is not None and gates.override is not None else None
+        second = next((name for name, key in trust.keys.items() if key_id(key) == by), None)
     # In a simulation one machine plays all sites, and none of them can sign.
     joined = _joined(contents) if files.get(SITES) == AS_SIGNED and predicate.get("simulation") is not True else []
     known = expected.get("sites", {})
@@ -204,7 +224,7 @@ def check_bundle(contents: Contents, trust: Trust, must_sign: Iterable[str] = ()
     for site in joined:
         if known.get(site) and signers.trusted.get(site, known[site]) != known[site]:
             problems.append(f"{site}: signed with another key than the manifest names for this site")
-    return Verification(contents.source, statement, files, signers, waiting, tuple(problems))
+    return Verification(contents.source, statement, files, signers, waiting, tuple(problems), gates, second)
 
 
 def in_words(found: Verification) -> list[str]:
@@ -219,6 +239,13 @@ def in_words(found: Verification) -> list[str]:
     lines += [f"not signed yet by {site}, which took part" for site in found.waiting]
     if found.files.get(PRIVACY) == AS_SIGNED and not any(p.startswith(PRIVACY) for p in found.problems):
         lines.append(f"{PRIVACY} fits the schema of a privacy statement")
+    if found.gates is None:
+        return [*lines, f"no {GATES}: no gate was recorded"]
+    lines += found.gates.in_words()
+    if found.gates.override is not None and found.second is None:
+        lines.append("  its key is not among yours: somebody else than the coordinator signed, and who is not shown")
+    elif found.second is not None:
+        lines.append(f"  its key is {found.second}, which you trust")
     return lines
 
 
@@ -272,6 +299,14 @@ def _statement_problems(contents: Contents, files: Mapping[str, str]) -> list[st
     if problem is None:
         return []
     return [f"{PRIVACY}: signed, but it does not fit the schema of a privacy statement: {problem}"]
+
+
+def _failed_gates(contents: Contents) -> str:
+    """The gates that keep a candidate in quarantine, by name where its gates.json is at hand."""
+    with suppress(TypeError, KeyError, AttributeError):
+        names = [str(gate["name"]) for gate in contents.document(GATES)["gates"] if gate["passed"] is not True]
+        return f"the gate{'s' if len(names) > 1 else ''} {', '.join(names)}"
+    return "gates of the study"
 
 
 def _joined(contents: Contents) -> list[str]:

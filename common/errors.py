@@ -20,6 +20,7 @@ class ExitCode(IntEnum):
     CERTIFICATE = 9
     LEDGER = 10
     VERIFY = 11
+    GATES = 12
     INTERRUPTED = 130
 
 

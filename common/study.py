@@ -17,6 +17,7 @@ from common.anchor.section import AnchorSection
 from common.config import Section, read_toml, validate
 from common.digest import sha256_of
 from common.errors import StudyError
+from common.gates_section import GatesSection, check_gates
 from common.markers import Markers, colliding
 from common.schema import Schema, load_schema, parse_schema
 
@@ -205,6 +206,9 @@ class Study(Section):
     evaluation: EvaluationSection = Field(
         default_factory=EvaluationSection, description="how the sites score the cohort against their own patients"
     )
+    gates: GatesSection = Field(
+        default_factory=GatesSection, description="what the cohort has to show before it is released"
+    )
     sites: dict[Annotated[str, Field(pattern=f"^{SITE_NAME}$")], Count] = Field(
         default_factory=dict, description="optional: patients of every site, declared beforehand (name = number)"
     )
@@ -242,12 +246,19 @@ class Protocol:
         _check_dpsgd(study)
         _check_channel(study)
         _check_evaluation(study, schema, target)
+        covered = study.training.mode == "dpsgd" or study.privacy.update_noise > 0
+        check_gates(study.gates, study.sites, covered=covered)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) over the study and its schema, without the schema's file name."""
+        """SHA-256 (hex) over the study and its schema, without the schema's file name.
+
+        A study that declares no gates of its own has the digest that it had before there were any.
+        """
         document = self.study.document()
         document["study"].pop("schema")
+        if self.study.gates == GatesSection():
+            document.pop("gates")
         return sha256_of({"study": document, "schema": dict(self.schema.descriptor)})
 
     @property

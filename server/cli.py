@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,7 +11,11 @@ from common.console import new_app, progress, results, run_cli, write_json
 from server.audit_commands import app as audit_app
 from server.deploy_commands import app as deploy_app
 from server.enrol_commands import app as enrol_app
+from server.gate_commands import app as gate_app
 from server.release_commands import app as release_app
+
+if TYPE_CHECKING:
+    from server.run_inputs import RunInputs
 
 app = new_app("The coordinator's side of a Cohortium study.")
 
@@ -19,10 +23,12 @@ app.add_typer(audit_app)
 app.add_typer(enrol_app)
 app.add_typer(deploy_app)
 app.add_typer(release_app)
+app.add_typer(gate_app)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
 Out = Annotated[Path, typer.Option(help="Directory for the results; must not exist or be empty.")]
+Audit = Annotated[Path | None, typer.Option(help="audit.json of `cohortium audit`, for the gate on it.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of study.toml.")
 ]
@@ -49,14 +55,20 @@ def simulate(
     sites: Annotated[Path, typer.Option(help="Directory with one CSV file a site.")],
     out: Out,
     test: Annotated[Path | None, typer.Option(help="Held-out patients, for utility only.")] = None,
+    audit: Audit = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run a whole study on this machine: Flower's simulation runtime, one SuperNode a site."""
-    from common.study import load_protocol
+    """Run a whole study on this machine: Flower's simulation runtime, one SuperNode a site.
 
-    _run(load_protocol(study, overrides or ()), sites, out, test, as_json=as_json, quiet=quiet)
+    Exit code 12: a gate of the study failed, and nothing was released.
+    """
+    from common.study import load_protocol
+    from server.run_inputs import RunInputs
+
+    protocol = load_protocol(study, overrides or ())
+    _run(protocol, RunInputs(sites.resolve(), test and test.resolve()), out, audit, as_json=as_json, quiet=quiet)
 
 
 @app.command()
@@ -68,9 +80,11 @@ def demo(
 ) -> None:
     """A real federation on real patients: the OPT trial, four US centres, 814 women."""
     from server.demo_study import prepare_demo
+    from server.run_inputs import RunInputs
 
     with prepare_demo(overrides or ()) as demo_run:
-        _run(demo_run.protocol, demo_run.sites, out, demo_run.test, as_json=as_json, quiet=quiet)
+        inputs = RunInputs(demo_run.sites, demo_run.test, demo=True)
+        _run(demo_run.protocol, inputs, out, None, as_json=as_json, quiet=quiet)
 
 
 @app.command()
@@ -111,33 +125,34 @@ def compare(
     require_finished(comparison)
 
 
-def _run(protocol: Any, sites: Path, out: Path, test: Path | None, *, as_json: bool, quiet: bool) -> None:
+def _run(protocol: Any, inputs: RunInputs, out: Path, audit: Path | None, *, as_json: bool, quiet: bool) -> None:
     from common.privacy.update_noise import require_useful_noise
     from common.table import read_table
     from server.anchor.expectation import require_useful_anchor
     from server.checkpoint import build_decoder
-    from server.progress import files_table, show_rounds, summary_table
+    from server.gate_audit import load_audit
+    from server.gate_commands import show_release
+    from server.gating import Decision
+    from server.progress import show_rounds
     from server.release import release_simulation
     from server.run import claim_output
     from server.simulation import load_sites
     from server.simulation import simulate as run_simulation
 
     # Everything that can be wrong with the input is found before Flower starts.
-    tables = load_sites(sites, protocol)
-    held_out = read_table(test, protocol.schema)[0] if test else None
+    tables = load_sites(inputs.sites, protocol)
+    held_out = read_table(inputs.test, protocol.schema)[0] if inputs.test else None
+    decision = Decision(audit=load_audit(audit) if audit else None)
     patients = {name: len(table) for name, table in tables.items()}
     require_useful_noise(protocol.study, build_decoder(protocol, seed=0).size, patients)
     require_useful_anchor(protocol, patients)
     files = claim_output(out.resolve())
+    inputs.save(files)
     with show_rounds(protocol.study.training.rounds, quiet=quiet) as on_round:
-        result = run_simulation(protocol, sites, tables, files, on_round)
+        result = run_simulation(protocol, inputs.sites, tables, files, on_round)
     if not quiet:
         progress.print("evaluating the cohort and writing the report")
-    summary = release_simulation(result, held_out)
-    if as_json:
-        write_json(summary)
-    else:
-        results.print(summary_table(summary), files_table(summary), sep="\n")
+    show_release(lambda: release_simulation(result, held_out, decision=decision), as_json=as_json)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from common.config import validate
 from common.console import progress
 from common.errors import CohortiumError, FederationError, OutputError, StudyError, UsageError
 from common.evaluation.metrics import caution
+from common.gates_section import GatesSection
 from common.privacy.accountant import check_delta
 from common.privacy.dpsgd import dpsgd_schedule
 from common.privacy.update_noise import require_useful_noise
@@ -208,6 +209,11 @@ def _comparable(base: Protocol, seeds: int) -> tuple[dict[str, Any], list[str]]:
             f'release.method = "{study.release.method}" is left out: every run samples its cohort from the prior, so'
             " that the runs differ in training alone."
         )
+    if study.gates != GatesSection():
+        notes.append(
+            "[gates] is left out of every run: a comparison measures and hands nothing out, and its runs are not judged"
+            " by what a release has to show."
+        )
     if seeds > 1 and study.study.seed is not None:
         notes.append(f"study.seed = {study.study.seed} is replaced by 0 to {seeds - 1}.")
     return _comparable_document(study.document()), notes
@@ -216,6 +222,7 @@ def _comparable(base: Protocol, seeds: int) -> tuple[dict[str, Any], list[str]]:
 def _comparable_document(document: Mapping[str, Any]) -> dict[str, Any]:
     changed = _edited(document, ())
     changed["privacy"]["max_epsilon"] = None
+    changed.pop("gates", None)
     if changed["release"]["method"] != "prior":
         changed["release"]["method"] = "prior"
         changed.pop("channel", None)

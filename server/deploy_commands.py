@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from common.console import progress, results, write_json
 
 if TYPE_CHECKING:
+    from server.gating import Decision
     from server.launch import Launch
 
 app = typer.Typer()
@@ -21,6 +22,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON o
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
 Consortium = Annotated[Path, typer.Option(help="The consortium's folder.")]
 Out = Annotated[Path, typer.Argument(help="The --out of a launch.")]
+Audit = Annotated[Path | None, typer.Option(help="audit.json of `cohortium audit`, for the gate on it.")]
 
 
 @app.command("start-superlink")
@@ -55,22 +57,31 @@ def launch_study(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of study.toml.")
     ] = None,
+    audit: Audit = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Submit a study to the hospitals, follow it, and sign what comes out. Ctrl-C leaves it going on."""
+    """Submit a study to the hospitals, follow it, and sign what comes out. Ctrl-C leaves it going on.
+
+    Exit code 12: a gate of the study failed, and nothing was released.
+    """
     from common.study import load_protocol
     from server.launch import launch
 
-    _follow(launch(load_protocol(study, overrides or ()), consortium, out, sites), as_json=as_json, quiet=quiet)
+    decision = _decision(audit)
+    started = launch(load_protocol(study, overrides or ()), consortium, out, sites)
+    _follow(started, decision, as_json=as_json, quiet=quiet)
 
 
 @app.command()
-def resume(out: Out, consortium: Consortium, as_json: AsJson = False, quiet: Quiet = False) -> None:
+def resume(
+    out: Out, consortium: Consortium, audit: Audit = None, as_json: AsJson = False, quiet: Quiet = False
+) -> None:
     """Follow a study again; one that ended early goes on from its last complete round."""
     from server.launch import resume as again
 
-    _follow(again(out, consortium), as_json=as_json, quiet=quiet)
+    decision = _decision(audit)
+    _follow(again(out, consortium), decision, as_json=as_json, quiet=quiet)
 
 
 @app.command()
@@ -168,8 +179,16 @@ def _short(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
-def _follow(started: Launch, *, as_json: bool, quiet: bool) -> None:
+def _decision(audit: Path | None) -> Decision:
+    from server.gate_audit import load_audit
+    from server.gating import Decision
+
+    return Decision(audit=load_audit(audit) if audit else None)
+
+
+def _follow(started: Launch, decision: Decision, *, as_json: bool, quiet: bool) -> None:
     from server.deployed import release_deployment
+    from server.gate_commands import show_release
     from server.launch import follow
     from server.progress import show_rounds
     from server.simulation import RoundProgress
@@ -191,13 +210,4 @@ def _follow(started: Launch, *, as_json: bool, quiet: bool) -> None:
         follow(started, lambda report: on_round(RoundProgress(report, None, None)), waiting, say)
     if missing := not_joined(started.files):
         say("without " + "; ".join(f"{name}: {why}" for name, why in sorted(missing.items())))
-    summary: dict[str, Any] = release_deployment(started)
-    if as_json:
-        write_json(summary)
-        return
-    results.print(
-        f"{summary['study']}: {summary['rows']} synthetic rows of {len(summary['sites'])} sites, {summary['rounds']}"
-        f" rounds, in {summary['out']}\n{summary['epsilon_in_words']}\n"
-        f"Check it with `cohortium verify {summary['out']} --key {started.consortium / 'release.pub'}`.",
-        soft_wrap=True,
-    )
+    show_release(lambda: release_deployment(started, decision), as_json=as_json)

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as RichTable
 
 from common.console import progress as console
+from common.gates import read_gates
 from server.simulation import RoundProgress
 
 
@@ -94,6 +95,8 @@ def summary_table(summary: dict[str, Any]) -> RichTable:
         )
         if synthetic["reason"]:
             table.add_row("note", synthetic["reason"])
+    if "gates" in summary:
+        table.add_row("gates", "\n".join(read_gates(summary["gates"]).in_words()).removeprefix("gates: "))
     table.add_row("seconds", ", ".join(f"{name} {value:.1f}" for name, value in summary["seconds"].items()))
     return table
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.bundles import KEYS, Trust, Verification, check_bundle, envelope_of, load_trust, read_contents, revoked_keys
 from common.digest import sha256_of_file
-from common.errors import OutputError, VerifyError
+from common.errors import LedgerError, OutputError, VerifyError
 from common.evaluation.metrics import evaluate
 from common.files import write_atomic
+from common.gates import OverrideRecord, override_summary, read_gates
 from common.keys import key_id
 from common.privacy.events import Event
 from common.privacy.ledger import Ledger
@@ -25,7 +26,20 @@ from common.privacy.statement import epsilon_in_words, largest_epsilon, largest_
 from common.privacy.statement_schema import problem_of
 from common.signing import load_json, load_public_key, public_pem, read_envelope, sign, statement_for
 from common.study import Protocol
-from common.table import Table, read_table
+from common.table import Table
+from server.cohort_check import check_cohort
+from server.gate_audit import GivenAudit, load_audit
+from server.gating import (
+    Candidate,
+    Decision,
+    cohort_digest,
+    judge,
+    require_open,
+    resolve,
+    statements_hold,
+    unnoised_gates,
+)
+from server.quarantine import leave, out_of_quarantine
 from server.release_readme import CHANNEL_RELEASE, PURPOSES, README, readme
 from server.report import render_report
 from server.run import RunFiles
@@ -34,49 +48,139 @@ from server.simulation import SimulationResult
 SIMULATION_KEY, RELEASE_KEY = KEYS
 
 
-def release_simulation(result: SimulationResult, held_out: Table | None, *, thorough: bool = True) -> dict[str, Any]:
-    """Evaluate, state, report and sign what a simulation left; returns the summary that `--json` prints.
+def release_simulation(
+    result: SimulationResult,
+    held_out: Table | None,
+    *,
+    thorough: bool = True,
+    decision: Decision | None = None,
+    metrics: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Evaluate, state, report, open the gates and sign what a simulation left; returns what `--json` prints.
 
     The simulation owns all patients, so it may compare with them without accounting; metrics.json says so. The signing
     key exists for this call only: it shows that nothing changed afterwards, not who ran it. With `thorough` false only
-    fidelity and utility are measured.
+    fidelity and utility are measured; `metrics` are those of an earlier attempt. `GateError` where gates fail: then the
+    candidate is in quarantine and nothing is released.
     """
+    with out_of_quarantine(result.files):
+        return _release_simulation(result, held_out, thorough, decision or Decision(), metrics)
+
+
+def _release_simulation(
+    result: SimulationResult,
+    held_out: Table | None,
+    thorough: bool,
+    decision: Decision,
+    metrics: dict[str, Any] | None,
+) -> dict[str, Any]:
     files, protocol = result.files, result.protocol
     started = time.perf_counter()
     sites = json.loads(files.sites.read_text(encoding="utf-8"))
-    ledgers = inspect_ledgers(files)
-    heads = {name: (found.head.length, found.head.head) for name, found in ledgers.items()}
-    events: dict[str, list[Event]] = {
-        name: [entry.event for entry in found.entries if entry.study == protocol.digest]
-        for name, found in ledgers.items()
-    }
+    rounds = read_rounds(files)
     patients = {name: joined["patients"] for name, joined in sites["joined"].items()}
-    statement = privacy_statement(protocol, {name: events.get(name, []) for name in patients}, patients)
-    write_statement(files.privacy, statement)
+    ledgers, problems = check_ledgers(files, protocol.digest, rounds, patients)
+    audit = decision.audit or former_audit(files)
+    files.privacy.unlink(missing_ok=True)
+    statement = None
+    if set(ledgers) >= set(patients):
+        statement = privacy_statement(
+            protocol,
+            {name: _spends(ledgers[name], protocol.digest) for name in patients},
+            patients,
+            gates=unnoised_gates(protocol, simulation=True, audit=audit),
+        )
+        write_statement(files.privacy, statement)
+    expected = expected_rows(protocol, files)
+    cohort, wrong = check_cohort(files, protocol, expected)
+    metrics = None if cohort is None or wrong else metrics or _measure(result, cohort, held_out, thorough)
+    if metrics is not None:
+        write_atomic(files.metrics, json.dumps(metrics, indent=1, allow_nan=False))
+    if audit is not None:
+        write_atomic(files.audit, audit.content)
+    result.seconds["evaluation"] = time.perf_counter() - started
 
-    cohort, _ = read_table(files.cohort_csv, protocol.schema, out_of_bounds="refuse")
-    seed = protocol.study.study.seed or 0
-    evaluation = protocol.study.evaluation
-    metrics = evaluate(
+    candidate = Candidate(
+        protocol=protocol,
+        rounds=rounds,
+        joined=patients,
+        ledger_problems=problems,
+        ledger_source="the ledgers of the sites, checked anew",
+        cohort_problems=wrong,
+        rows=expected,
+        cohort_sha256=cohort_digest(files.cohort_csv),
+        statement=statement,
+        simulation=True,
+        metrics=metrics,
+        audit=audit,
+    )
+    document, error = resolve(files, protocol, judge(candidate), decision, release_key="")
+    if statement is not None and metrics is not None and cohort is not None and statements_hold(document):
+        report = render_report(protocol, sites, rounds, statement, metrics, cohort, result.real)
+        write_atomic(files.report, report)
+    else:
+        files.report.unlink(missing_ok=True)
+    require_open(files, document, error)
+    assert statement is not None and metrics is not None and cohort is not None  # else a gate is closed
+    leave(files)
+    sign_release(files, protocol, {name: (found.head.length, found.head.head) for name, found in ledgers.items()})
+    result.seconds["release"] = time.perf_counter() - started
+    return summarise(result, sites, rounds, statement, metrics, cohort) | {"gates": document.to_json()}
+
+
+def _measure(result: SimulationResult, cohort: Table, held_out: Table | None, thorough: bool) -> dict[str, Any]:
+    study = result.protocol.study
+    return evaluate(
         cohort,
         result.real,
         held_out,
-        seed,
-        target=protocol.target,
-        groups=evaluation.groups,
-        secrets=evaluation.secrets,
+        study.study.seed or 0,
+        target=result.protocol.target,
+        groups=study.evaluation.groups,
+        secrets=study.evaluation.secrets,
         sites=[name for name, rows in result.patients.items() for _ in range(rows)],
         thorough=thorough,
     )
-    write_atomic(files.metrics, json.dumps(metrics, indent=1, allow_nan=False))
-    rounds = read_rounds(files)
-    result.seconds["evaluation"] = time.perf_counter() - started
 
-    report = render_report(protocol, sites, rounds, statement, metrics, cohort, result.real)
-    write_atomic(files.report, report)
-    sign_release(files, protocol, heads)
-    result.seconds["release"] = time.perf_counter() - started
-    return summarise(result, sites, rounds, statement, metrics, cohort)
+
+def _spends(found: Findings, digest: str) -> list[Event]:
+    return [entry.event for entry in found.entries if entry.study == digest]
+
+
+def expected_rows(protocol: Protocol, files: RunFiles) -> int:
+    """How many rows the cohort has to have: those declared, or those that came through the sites' channels."""
+    if not files.release.exists():
+        return protocol.study.release.rows
+    return sum(json.loads(files.release.read_text(encoding="utf-8"))["rows"].values())
+
+
+def former_audit(files: RunFiles) -> GivenAudit | None:
+    """The audit that an earlier attempt to release this run was given."""
+    return load_audit(files.audit) if files.audit.exists() else None
+
+
+def check_ledgers(
+    files: RunFiles, digest: str, rounds: Sequence[Mapping[str, Any]], patients: Iterable[str]
+) -> tuple[dict[str, Findings], list[str]]:
+    """What the ledgers hold that can be read, and everything that is wrong with those of the sites that joined."""
+    found: dict[str, Findings] = {}
+    problems = []
+    for site in sorted(patients):
+        path = files.ledgers / f"{site}.sqlite"
+        if not path.exists():
+            problems.append(f"{site}: there is no ledger")
+            continue
+        try:
+            with Ledger(path, site) as ledger:
+                found[site] = ledger.inspect()
+        except LedgerError as error:
+            problems.append(f"{site}: {error.message}")
+            continue
+        spent = {entry.round for entry in found[site].entries if entry.study == digest}
+        unpaid = [line["round"] for line in rounds if site in line["answered"] and line["round"] not in spent]
+        if unpaid:
+            problems.append(f"{site}: its ledger does not show the update of {len(unpaid)} round(s)")
+    return found, problems
 
 
 def inspect_ledgers(files: RunFiles) -> dict[str, Findings]:
@@ -112,7 +216,7 @@ def released_files(files: RunFiles) -> list[Path]:
     channel = files.out / CHANNEL_RELEASE
     return [
         *([channel] if channel.exists() else []),
-        *([files.evaluation] if files.evaluation.exists() else []),
+        *(path for path in (files.evaluation, files.audit, files.gates) if path.exists()),
         files.cohort_csv,
         files.cohort_parquet,
         files.metrics,
@@ -135,6 +239,7 @@ def sign_release(files: RunFiles, protocol: Protocol, heads: Mapping[str, tuple[
         "ledgers": {name: {"length": length, "head": head} for name, (length, head) in heads.items()},
         "signers": expected_signers(key, {}),
         "markers": protocol.markers.values() if protocol.markers else None,
+        "override": override_summary(override_in(files)),
     }
     write_readme(files, [path.name for path in released_files(files)])
     statement = statement_for(files.out, [README, *(path.name for path in released_files(files))], predicate)
@@ -151,8 +256,14 @@ def expected_signers(key: Ed25519PrivateKey, ledger_keys: Mapping[str, str]) -> 
 
 
 def write_readme(files: RunFiles, names: Iterable[str]) -> None:
-    """Say in README.txt, which is signed as well, what every file is."""
-    write_atomic(files.out / README, readme(names))
+    """Say in README.txt, which is signed as well, what every file is, and whether a gate was overridden."""
+    gates = read_gates(load_json(files.gates.read_bytes())) if files.gates.exists() else None
+    write_atomic(files.out / README, readme(names, gates))
+
+
+def override_in(files: RunFiles) -> OverrideRecord | None:
+    """The override of this release, if there is one."""
+    return read_gates(load_json(files.gates.read_bytes())).override if files.gates.exists() else None
 
 
 def write_manifest(path: Path, statement: Mapping[str, Any], key: Ed25519PrivateKey) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from common.bundles import KEYS, MANIFEST
+from common.gates import GatesDocument
 
 README, CHANNEL_RELEASE = "README.txt", "release.json"
 PURPOSES = {
@@ -14,6 +15,8 @@ PURPOSES = {
     "privacy.json": "what is claimed for every site against every adversary",
     "metrics.json": "fidelity, utility, inference, groups, attacks: un-noised",
     "evaluation.json": "how the sites' patients compare with the cohort, from what the sites sent",
+    "gates.json": "what every gate found before the release, and whether one was overridden",
+    "audit.json": "what attackers found of canaries in a twin of the study: lower bounds, no evidence of privacy",
     "rounds.jsonl": "one line a round: sites, certificate",
     "sites.json": "who took part, with which weight",
     "study.json": "the protocol as approved",
@@ -23,8 +26,10 @@ PURPOSES = {
     README: "what every file is, and how to verify them",
     "decoder.safetensors": "the global decoder (not part of the release)",
     "ledger-heads.json": "how far the coordinator has seen every site's ledger (not part of the release)",
+    "inputs.json": "where the simulation read its patients (not part of the release)",
     "ledgers": "the sites' ledgers (not part of the release)",
     "site-logs": "the sites' own logs (not part of the release)",
+    "nodes.json": "which of Flower's nodes is which site (not part of the release)",
     "runtime.log": "what Flower and Ray printed",
 }
 VERIFY = f"""\
@@ -45,9 +50,10 @@ SHA-512 of every file; its signatures are Ed25519, over DSSE's pre-authenticatio
 """
 
 
-def readme(names: Iterable[str]) -> str:
-    """The text for a release of the named files; the same for the same names."""
+def readme(names: Iterable[str], gates: GatesDocument | None = None) -> str:
+    """The text for a release of the named files with these gates; the same for the same names and gates."""
     everything = sorted({*names, README, MANIFEST})
     width = max(map(len, everything))
     listing = "\n".join(f"  {name:<{width}}  {PURPOSES.get(name, '')}".rstrip() for name in everything)
-    return f"A release of Cohortium\n\n{listing}\n\n{VERIFY}"
+    opened = "" if gates is None else "\n".join(gates.in_words()) + "\n\n"
+    return f"A release of Cohortium\n\n{opened}{listing}\n\n{VERIFY}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from common.errors import FederationError, OutputError
 from common.files import write_atomic
+from common.gates import GATES, QUARANTINE
 from common.study import Protocol, Study
 
 RUN_VARIABLE = "COHORTIUM_RUN"
@@ -77,11 +78,11 @@ class RunFiles:
         return self.out / "study.json"
 
     def complete(self, study: Study) -> bool:
-        """Whether the ServerApp has left all that a release of this study needs."""
+        """Whether the ServerApp has left all that a release of this study needs, in quarantine or not."""
         needed = [self.cohort_csv, self.cohort_parquet]
         if study.evaluation.method != "none":
             needed.append(self.evaluation)
-        return all(path.exists() for path in needed)
+        return all(path.exists() or (self.quarantine / path.name).exists() for path in needed)
 
     @property
     def rounds(self) -> Path:
@@ -162,6 +163,26 @@ class RunFiles:
     def report(self) -> Path:
         """The report."""
         return self.out / "report.html"
+
+    @property
+    def gates(self) -> Path:
+        """What every gate found."""
+        return self.out / GATES
+
+    @property
+    def audit(self) -> Path:
+        """The audit that was given for the release, if any."""
+        return self.out / "audit.json"
+
+    @property
+    def inputs(self) -> Path:
+        """Where a simulation read its patients, for a later release."""
+        return self.out / "inputs.json"
+
+    @property
+    def quarantine(self) -> Path:
+        """Where a candidate lies whose gates failed."""
+        return self.out / QUARANTINE
 
     @property
     def manifest(self) -> Path:

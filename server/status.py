@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from common.errors import CohortiumError, ExitCode, FederationError
+from common.gates import GATES, read_gates
 from server.consortium import load_facts
 from server.enrol import SiteEntry, load_registry
 from server.nodes import Control, NodeInfo, list_nodes
@@ -131,7 +133,11 @@ def not_joined(files: RunFiles) -> dict[str, str]:
 
 
 def _failure(files: RunFiles) -> str | None:
-    """Why the ServerApp stopped, if it said so."""
+    """Why the ServerApp stopped, if it said so, or which gates kept a finished study from being released."""
+    with contextlib.suppress(OSError, ValueError):
+        gates = read_gates(json.loads((files.quarantine / GATES).read_bytes()))
+        failed = "; ".join(gate.in_words() for gate in gates.failed)
+        return f"not released, gates failed: {failed}; see {files.quarantine}"
     try:
         return str(json.loads(files.failure.read_text(encoding="utf-8"))["message"])
     except (OSError, ValueError, KeyError, TypeError):

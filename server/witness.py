@@ -51,6 +51,9 @@ class Witness:
     def __getitem__(self, site: str) -> Seen:
         return self._seen[site]
 
+    def __contains__(self, site: object) -> bool:
+        return site in self._seen
+
     def joined(self, head: SignedHead) -> None:
         """Take down the ledger of a site that joins; `MessageError` if it is unsigned or was rolled back."""
         if not head.holds:

@@ -42,13 +42,19 @@ ASSUMPTIONS = (
 
 
 def privacy_statement(
-    protocol: Protocol, events: Mapping[str, Sequence[Event]], patients: Mapping[str, int]
+    protocol: Protocol,
+    events: Mapping[str, Sequence[Event]],
+    patients: Mapping[str, int],
+    *,
+    gates: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The document behind privacy.json (`statement_schema` is its format): one entry a site and adversary.
 
     `events` are the spends of each site, composed by the accountant: those of training, and a channel release behind
     them if there was one. Without noise the ε of an update is infinite: T2 bounds how far a site can move the global
     decoder, which is sensitivity and not differential privacy. The ε of an entry is its largest unconditional line.
+
+    `gates` are those that decide about the release on un-noised numbers of patients: a query that no ε covers.
     """
     study = protocol.study
     entries = [
@@ -79,14 +85,14 @@ def privacy_statement(
             else "seeded from the operating system's cryptographic generator"
         ),
         "assumptions": list(ASSUMPTIONS),
-        "excludes": _excludes(itertools.chain(*events.values())),
+        "excludes": _excludes(itertools.chain(*events.values()), gates),
         "entries": entries,
     }
 
 
-def _excludes(events: Iterable[Event]) -> str | None:
+def _excludes(events: Iterable[Event], gates: Sequence[str]) -> str | None:
     """What every ε of the document leaves out; None if it leaves out nothing."""
-    found = excluded(events)
+    found = [*excluded(events), *([f"gates on un-noised numbers, no epsilon: {', '.join(gates)}"] if gates else [])]
     return f"{'; '.join(found)}; {EXCLUDES}" if found else None
 
 

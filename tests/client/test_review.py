@@ -64,6 +64,8 @@ def test_a_study_in_plain_words(site: Stewarded) -> None:
         "sex: categorical, f, m",
         "in each of 3 rounds: one update of the decoder, trained with DP-SGD and projected onto Euclidean norm 0.5",
         "the coordinator samples 77 rows",
+        "What the cohort has to show before it is released:",
+        "budget: no limit on epsilon is declared",
         "(40 patients)",
         "mode 'dpsgd' is not among the allowed modes",
         "more than this site allows: max_epsilon_per_study",

@@ -8,14 +8,17 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from common.audit import read_audit
 from common.errors import ExitCode, FederationError, OutputError, UsageError
 from common.schema import parse_schema
 from common.study import Protocol, Study
+from common.table import Table
 from server import launch as launching
 from server.bundle import RUN_KEY, build_bundle
+from server.cohort import write_cohort
 from server.consortium import init_consortium
 from server.deployed import release_deployment
 from server.enrol import Registry, SiteEntry
@@ -44,6 +47,7 @@ def make_protocol(**sections: Any) -> Protocol:
         "model": {"latent_dim": 2, "hidden": [8], "decoder_lipschitz": 12.0},
         "training": {"rounds": 3, "min_sites": 2},
         "privacy": {"delta": 1e-4},
+        "release": {"rows": 50},
     }
     for name, values in sections.items():
         study[name] = study.get(name, {}) | values
@@ -103,7 +107,7 @@ def home(tmp_path: Path) -> Path:
     return folder
 
 
-def outcome(files: RunFiles, rounds: int = 3, *, cohort: bool = True) -> None:
+def outcome(files: RunFiles, rounds: int = 3, *, cohort: bool = True, rows: int = 50) -> None:
     """What a ServerApp leaves."""
     total = sum(PATIENTS.values())
     joined = {name: {"patients": n, "weight": n / total} for name, n in PATIENTS.items()}
@@ -114,8 +118,10 @@ def outcome(files: RunFiles, rounds: int = 3, *, cohort: bool = True) -> None:
     files.ledger_heads.write_text(json.dumps({"coordinator_key": "d" * 64, "sites": heads}))
     files.decoder.write_bytes(b"decoder")
     if cohort:
-        files.cohort_csv.write_text("age,sex\n1,f\n")
-        files.cohort_parquet.write_bytes(b"parquet")
+        protocol = Protocol.from_json(json.loads(files.study.read_text()))
+        values = np.column_stack([np.linspace(0, 100, rows).round(), np.arange(rows) % 2])
+        table = Table(protocol.schema, values)
+        write_cohort([table], protocol.schema, files.cohort_csv, files.cohort_parquet, protocol.markers)
 
 
 def nothing(*_: Any) -> None:
@@ -368,7 +374,7 @@ def test_the_page_of_a_channel_says_what_was_drawn_and_whose_rows_are_missing(
     channel: dict[str, Any] = {"release": {"method": "channel", "rows": 60}, "channel": {"epsilon": 3.0}}
     noise = {"update_noise": 2.0, "accept_useless_noise": True}
     started = launch(make_protocol(privacy=noise, **channel), home, tmp_path / "out")
-    outcome(started.files)
+    outcome(started.files, rows=20 * (len(PATIENTS) - 1))
     silent, *sites = sorted(PATIENTS)
     document = {"method": "channel", "rows": dict.fromkeys(sites, 20), "dropped": {silent: "no reply"}}
     started.files.release.write_text(json.dumps(document))

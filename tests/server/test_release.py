@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 
 from common.encoding import TableEncoding
-from common.errors import ExitCode, LedgerError, OutputError, VerifyError
+from common.errors import ExitCode, OutputError, VerifyError
 from common.generation import sample_prior
 from common.privacy.events import BoundedInfluence, ChannelRelease
 from common.privacy.ledger import Ledger
@@ -24,6 +24,7 @@ from common.study import Protocol, Study
 from common.table import Table
 from server.checkpoint import build_decoder, save_checkpoint
 from server.cohort import write_cohort
+from server.gating import GateError
 from server.progress import summary_table
 from server.release import (
     SIMULATION_KEY,
@@ -141,8 +142,8 @@ def test_everything_that_is_released_verifies(release: tuple[Path, dict[str, Any
     names = {subject["name"] for subject in statement["subject"]}
     assert names == {"README.txt", *(path.name for path in released_files(RunFiles(out)))}
     assert names == {
-        "README.txt", "cohort.csv", "cohort.parquet", "metrics.json", "privacy.json", "report.html", "rounds.jsonl",
-        "sites.json", "study.json",
+        "README.txt", "cohort.csv", "cohort.parquet", "gates.json", "metrics.json", "privacy.json", "report.html",
+        "rounds.jsonl", "sites.json", "study.json",
     }  # fmt: skip
     assert statement["predicate"]["simulation"] is True and statement["predicate"]["study"] == summary["study_digest"]
     marked = {
@@ -159,8 +160,8 @@ def test_everything_that_is_released_verifies(release: tuple[Path, dict[str, Any
 
 @pytest.mark.parametrize(
     "name",
-    ["README.txt", "cohort.csv", "cohort.parquet", "metrics.json", "privacy.json", "report.html", "rounds.jsonl",
-     "sites.json", "study.json"],
+    ["README.txt", "cohort.csv", "cohort.parquet", "gates.json", "metrics.json", "privacy.json", "report.html",
+     "rounds.jsonl", "sites.json", "study.json"],
 )  # fmt: skip
 @pytest.mark.parametrize("where", [0.0, 0.5, 1.0])
 def test_one_flipped_bit_is_found_and_named(release: tuple[Path, dict[str, Any]], name: str, where: float) -> None:
@@ -280,7 +281,7 @@ def test_an_edited_ledger_stops_the_release(tmp_path: Path) -> None:
     database.execute("DELETE FROM spends WHERE sequence = 1")
     database.commit()
     database.close()
-    with pytest.raises(LedgerError, match="does not fit the chain"):
+    with pytest.raises(GateError, match=r"(?s)ledgers: .*does not fit the chain.*ledgers cannot be overridden"):
         release_simulation(result, None)
     assert not result.files.manifest.exists() and not result.files.report.exists()
 
@@ -300,7 +301,9 @@ def screen(summary: dict[str, Any]) -> str:
 
 def test_a_channel_release_is_told_in_report_screen_and_bundle(tmp_path: Path) -> None:
     result = make_result(tmp_path / "out", make_protocol(), channel=CHANNEL)
-    (tmp_path / "out" / "release.json").write_text(json.dumps({"method": "channel", "rows": {"anna": 100}}))
+    (tmp_path / "out" / "release.json").write_text(
+        json.dumps({"method": "channel", "rows": {"anna": 100, "berta": 100}})
+    )
     summary = release_simulation(result, None)
     text = Page(result.files.report.read_text()).text
     assert "and 200 rows through the stochastic channel" in text and "anna: 100" in text and "berta: 100" in text
@@ -336,7 +339,7 @@ def test_without_a_channel_release_nothing_is_said_of_one(release: tuple[Path, d
 def test_a_statement_that_does_not_fit_its_schema_is_not_released(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.release.privacy_statement", lambda *_: {"schema_version": 3})
+    monkeypatch.setattr("server.release.privacy_statement", lambda *_, **__: {"schema_version": 3})
     result = make_result(tmp_path / "out", make_protocol())
     with pytest.raises(OutputError, match=r"does not fit its schema: study: Field required"):
         release_simulation(result, None)

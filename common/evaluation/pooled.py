@@ -130,6 +130,19 @@ def calibration(pooled: PooledCounts, key: Key) -> list[tuple[float, float]]:
     return [(float(n), float(yes / n) if n > 0 else float("nan")) for n, yes in zip(known, table[:, 1], strict=True)]
 
 
+def miscalibration(pooled: PooledCounts, key: Key, predicted: Array, rng: np.random.Generator) -> Estimate:
+    """Share of patients with the level less the share predicted, of those whose outcome is known.
+
+    `predicted` is the probability that the model gives in every score bin, shape (bins,). 0 is right.
+    """
+
+    def value(table: Array) -> float | None:
+        known = table[:, 0] + table[:, 1]
+        return float((table[:, 1] - known * predicted).sum() / known.sum()) if known.sum() > 0 else None
+
+    return _estimate(pooled, key, rng, value)
+
+
 def share(pooled: PooledCounts, key: Key, cell: int, among: Sequence[int], rng: np.random.Generator) -> Estimate:
     """The share of one cell of a one-dimensional table among some of its cells."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from common.evaluation.pooled import CONFIDENCE, DRAWS, repaired
+from common.evaluation.pooled import CONFIDENCE, DRAWS, projected
 
 FALSE_POSITIVES = 0.1  # the rate at which members are called in `true_positive_rate`
 Array = NDArray[np.float64]
@@ -95,7 +95,7 @@ def find(
         (sides.fit, sides.patients, sides.fit_deviation),
         (sides.holdout, sides.control, sides.holdout_deviation),
     )
-    likely = [repaired(counts, total) / total for counts, total, _ in groups]
+    likely = [projected(counts, total) / total for counts, total, _ in groups]
     both = (likely[0] * sides.patients + likely[1] * sides.control) / (sides.patients + sides.control)
 
     def value(counts: list[Array]) -> Array:
@@ -122,8 +122,4 @@ def find(
 def _shares(counts: Array, total: int, linear: bool) -> Array:
     if linear:  # the nearest ones with the total that is known
         return (counts + (total - counts.sum(axis=-1, keepdims=True)) / counts.shape[-1]) / total
-    # `pooled.repaired`, of many at once.
-    ordered = np.sort(counts, axis=-1)[..., ::-1]
-    excess = (np.cumsum(ordered, axis=-1) - total) / np.arange(1, counts.shape[-1] + 1)
-    last = (ordered > excess).sum(axis=-1, keepdims=True) - 1
-    return np.maximum(counts - np.take_along_axis(excess, last, axis=-1), 0.0) / total
+    return projected(counts, total) / total

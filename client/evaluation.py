@@ -33,11 +33,12 @@ def aggregates(
     if len(roles.holdout):
         populations["fit"] = Table(patients.schema, patients.values[taking_part])
         populations["holdout"] = Table(patients.schema, patients.values[roles.holdout])
-    plan, counts = tabulate(protocol, cohort, populations)
+    withheld = config.policy.withheld(protocol.schema)
+    plan, counts = tabulate(protocol, cohort, populations, withheld)
     event = evaluation_spend(protocol)
     if isinstance(event, GaussianStatistics):
         return noised_counts(plan.join(counts), plan, event, seed)[None, :]
     floor = max(config.policy.min_count, protocol.study.evaluation.min_count)
     shown = Published(config.site.state / PUBLISHED).publish(plan, counts, protocol.schema, floor)
-    found = scores(protocol, cohort, populations, floor)
+    found = scores(protocol, cohort, populations, floor, withheld)
     return np.concatenate([plan.join(shown), [found[name] for name in score_names(protocol)]])[None, :]

@@ -15,6 +15,7 @@ from client.bundles import BundleStore, differences, installed_files, list_files
 from client.site import SiteConfig
 from common.audit import AUDIT_LOG, AuditLog
 from common.errors import CohortiumError, SiteError
+from common.evaluation.plan import count_plan, score_names, secrets_of
 from common.gates import limits_in_words
 from common.messages import NEVER_SENT
 from common.privacy.ledger_keys import load_key
@@ -194,6 +195,27 @@ def what_leaves(protocol: Protocol) -> list[str]:
     else:
         found.append(
             f"after the last round: nothing; the coordinator samples {study.release.rows} rows from the decoder"
+        )
+    return found + _evaluation_leaves(protocol)
+
+
+def _evaluation_leaves(protocol: Protocol) -> list[str]:
+    evaluation = protocol.study.evaluation
+    if evaluation.method == "none":
+        return []
+    plan, scores = count_plan(protocol), len(score_names(protocol))
+    tables = f"{len(plan.tables)} tables, in each of which a patient is in one cell ({plan.size} numbers)"
+    how = {
+        "accounted": f"with Gaussian noise calibrated to epsilon {evaluation.epsilon:g} for all of them together",
+        "unnoised": f"exact, none under the larger of {evaluation.min_count} and this site's min_count, and {scores}"
+        " scores of models and attacks, also without noise; no epsilon covers them",
+    }[evaluation.method]
+    found = [f"when the cohort is made: how this site's patients compare with it, {tables}, {how}"]
+    if evaluation.holdout:
+        guessed = f", guesses at {', '.join(secrets_of(protocol))}" if secrets_of(protocol) else ""
+        found.append(
+            f"  among them attacks on the cohort (membership, copies, linking{guessed}), on the patients who took part"
+            f" and on the {evaluation.holdout:.0%} who are held out of training and release"
         )
     return found
 

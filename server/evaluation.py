@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from common.errors import FederationError
 from common.evaluation.plan import count_plan
 from common.evaluation.results import evaluation_results, populations_of, values_expected
 from common.evaluation_messages import EvaluateReply, EvaluateRequest
@@ -21,7 +20,7 @@ from common.privacy.evaluation_release import evaluation_round
 from common.records import MessageError, values_digest
 from common.study import Protocol
 from common.table import Table, read_table
-from server.replies import check_reply, collect_replies
+from server.replies import ask_once, check_reply, require_enough
 from server.roll import Roll
 from server.run import RunFiles
 from server.strategy import Member
@@ -36,33 +35,24 @@ def gather_evaluation(
     A site that fails is named there. `FederationError` if fewer than min_sites answer: the cohort stays unreleased.
     """
     cohort = evaluated_rows(protocol, files)
-    enrolments = {member.site: member.enrolment for member in members}
-    lapsed = roll.lapsed(enrolments)
-    messages = [
-        Message(
-            content=EvaluateRequest(protocol.digest, cohort.values, **witness.request_fields(member.site)).to_record(),
-            message_type=EVALUATE,
-            dst_node_id=member.node_id,
-        )
-        for member in members
-        if member.site not in lapsed
-    ]
-    replies = grid.send_and_receive(messages, timeout=protocol.study.training.round_timeout)
     patients = {member.site: member.patients for member in members}
-    answers, dropped = collect_replies(
-        replies,
-        {member.node_id: member.site for member in members},
+    minimum = min(protocol.study.training.min_sites, len(members))
+
+    def request(site: str) -> RecordDict:
+        return EvaluateRequest(protocol.digest, cohort.values, **witness.request_fields(site)).to_record()
+
+    answers, dropped = ask_once(
+        grid,
+        EVALUATE,
+        members,
+        request,
         lambda site, message: _validated(message, site, patients[site], protocol, witness),
         witness,
-        lapsed | roll.lapsed(enrolments),
+        roll,
+        minimum=minimum,
+        timeout=protocol.study.training.round_timeout,
     )
-    minimum = min(protocol.study.training.min_sites, len(members))
-    if len(answers) < minimum:
-        listed = "; ".join(f"{site}: {reason}" for site, reason in sorted(dropped.items()))
-        raise FederationError(
-            f"evaluation: {len(answers)} sites answered, at least {minimum} are needed ({listed})",
-            fix="see the logs of the sites named, then `cohortium resume`",
-        )
+    require_enough(EVALUATE, len(answers), minimum, "sites answered", dropped)
     document = evaluation_results(protocol, cohort, answers, patients)
     document["dropped"] = dict(sorted(dropped.items()))
     write_atomic(files.evaluation, json.dumps(document, indent=1, allow_nan=False))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from common.errors import CohortiumError, FederationError
+from common.errors import CohortiumError
 from common.files import write_atomic
 from common.generation import BATCH_ROWS, check_rows
 from common.messages import RELEASE, ReleaseReply, ReleaseRequest
@@ -19,7 +19,7 @@ from common.model.vae import Decoder
 from common.records import MessageError, values_digest
 from common.study import Protocol
 from common.table import Table
-from server.replies import check_reply, collect_replies
+from server.replies import ask_once, check_reply, require_enough
 from server.roll import Roll
 from server.run import RunFiles
 from server.strategy import Member
@@ -56,22 +56,17 @@ def gather_rows(
     wanted = {site: rows for site, rows in share_rows(protocol.study.release.rows, members).items() if rows > 0}
     arrays = decoder.arrays()
     asked = [member for member in members if member.site in wanted]
-    enrolments = {member.site: member.enrolment for member in asked}
-    messages, lapsed = [], roll.lapsed(enrolments)
-    for member in asked:
-        if member.site not in lapsed:
-            seen = witness.request_fields(member.site)
-            request = ReleaseRequest(protocol.digest, wanted[member.site], arrays, **seen)
-            messages.append(Message(content=request.to_record(), message_type=RELEASE, dst_node_id=member.node_id))
     minimum = min(protocol.study.training.min_sites, len(wanted))
-    _require_enough(len(messages), minimum, "sites may be asked", lapsed)  # before anybody spends
-    replies = grid.send_and_receive(messages, timeout=protocol.study.training.round_timeout)
-    received, dropped = collect_replies(
-        replies,
-        {member.node_id: member.site for member in asked},
+    received, dropped = ask_once(
+        grid,
+        RELEASE,
+        asked,
+        lambda site: ReleaseRequest(protocol.digest, wanted[site], arrays, **witness.request_fields(site)).to_record(),
         lambda site, message: _validated(message, site, wanted[site], protocol, witness),
         witness,
-        lapsed | roll.lapsed(enrolments),
+        roll,
+        minimum=minimum,
+        timeout=protocol.study.training.round_timeout,
     )
     document = {
         "method": "channel",
@@ -79,20 +74,12 @@ def gather_rows(
         "dropped": dict(sorted(dropped.items())),
     }
     write_atomic(files.release, json.dumps(document, indent=1))
-    _require_enough(len(received), minimum, "sites sent valid rows", dropped)
+    require_enough(RELEASE, len(received), minimum, "sites sent valid rows", dropped)
     pooled = np.vstack([received[site] for site in sorted(received)])
     seed = protocol.study.study.seed
     order = np.random.default_rng(secrets.randbits(128) if seed is None else seed).permutation(len(pooled))
     batches = (order[start : start + BATCH_ROWS] for start in range(0, len(order), BATCH_ROWS))
     return (Table(protocol.schema, pooled[batch]) for batch in batches)
-
-
-def _require_enough(found: int, minimum: int, what: str, reasons: Mapping[str, str]) -> None:
-    if found < minimum:
-        listed = "; ".join(f"{site}: {reason}" for site, reason in sorted(reasons.items()))
-        raise FederationError(
-            f"release: {found} {what}, at least {minimum} are needed ({listed})", fix="see the logs of the sites named"
-        )
 
 
 def _validated(message: Message, site: str, rows: int, protocol: Protocol, witness: Witness) -> NDArray[np.float64]:

@@ -59,12 +59,19 @@ class Detection:
 
 
 def detect(
-    synthetic: Table, real: Table, rng: np.random.Generator, *, values: Values = "exact", most_rows: int = MOST_ROWS
+    synthetic: Table,
+    real: Table,
+    rng: np.random.Generator,
+    *,
+    values: Values = "exact",
+    most_rows: int = MOST_ROWS,
+    columns_too: bool = True,
 ) -> Detection:
     """Tell synthetic from real rows in `FOLDS`-fold cross-validation on equally many rows of both.
 
     The interval takes the folds as independent (DeLong in each; LeDell, Petersen and van der Laan 2015), and
-    does not include the choice of the rows where a table was cut to `most_rows`.
+    does not include the choice of the rows where a table was cut to `most_rows`. With `columns_too` false no column is
+    named, which saves most of the time.
 
     Raises `DataError` if the schemas differ or a table has no rows.
     """
@@ -87,10 +94,13 @@ def detect(
         for train, test in folds.split(seen, labels):
             model = _fit(seen[train], labels[train], categorical, int(rng.integers(2**31)))
             found.append(delong(labels[test], _score(model, seen[test])))
-            drops.append(_drops(model, seen[test], labels[test], rng))
+            if columns_too:
+                drops.append(_drops(model, seen[test], labels[test], rng))
     area = auroc_estimate(
         float(np.mean([value for value, _ in found])), sum(variance for _, variance in found) / FOLDS**2
     )
+    if not columns_too:
+        return Detection(values, area, rows, ())
     mean, deviation = np.mean(drops, axis=0), np.std(drops, axis=0, ddof=1)
     order = np.argsort(-mean, kind="stable")[:NAMED]
     return Detection(

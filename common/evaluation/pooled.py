@@ -82,11 +82,15 @@ def pool(
 
 def repaired(counts: Array, total: float) -> Array:
     """The counts nearest to noised ones that are not negative and have this sum (Euclidean projection), same shape."""
-    flat = counts.ravel()
-    ordered = np.sort(flat)[::-1]
-    excess = (np.cumsum(ordered) - total) / np.arange(1, flat.size + 1)
-    last = np.flatnonzero(ordered - excess > 0)[-1] if total > 0 else 0
-    return np.maximum(flat - excess[last], 0.0).reshape(counts.shape)
+    return projected(counts.ravel(), total).reshape(counts.shape)
+
+
+def projected(counts: Array, total: float) -> Array:
+    """As `repaired`, of every table of an array of them, shape (..., cells)."""
+    ordered = np.sort(counts, axis=-1)[..., ::-1]
+    excess = (np.cumsum(ordered, axis=-1) - total) / np.arange(1, counts.shape[-1] + 1)
+    last = np.maximum((ordered > excess).sum(axis=-1, keepdims=True) - 1, 0)  # 0: of a total of 0
+    return np.maximum(counts - np.take_along_axis(excess, last, axis=-1), 0.0)
 
 
 def distance(pooled: PooledCounts, key: Key, cohort: Array, rng: np.random.Generator) -> Distance:
@@ -96,13 +100,11 @@ def distance(pooled: PooledCounts, key: Key, cohort: Array, rng: np.random.Gener
         return Distance(None, None, patients)
     share = cohort / cohort.sum()
     found = np.abs(repaired(pooled.counts[key], patients) / patients - share).sum() / 2
-    draws = rng.multinomial(patients, share.ravel(), size=DRAWS).reshape(DRAWS, *share.shape).astype(np.float64)
+    draws = rng.multinomial(patients, share.ravel(), size=DRAWS).astype(np.float64)
     draws += sigma * rng.standard_normal(draws.shape)
     rows = int(cohort.sum())
-    others = rng.multinomial(rows, share.ravel(), size=DRAWS).reshape(draws.shape) / rows
-    alone = [
-        np.abs(repaired(draw, patients) / patients - other).sum() / 2 for draw, other in zip(draws, others, strict=True)
-    ]
+    others = rng.multinomial(rows, share.ravel(), size=DRAWS) / rows
+    alone = np.abs(projected(draws, patients) / patients - others).sum(axis=1) / 2
     return Distance(float(found), float(np.quantile(alone, CONFIDENCE)), patients)
 
 
@@ -128,6 +130,19 @@ def calibration(pooled: PooledCounts, key: Key) -> list[tuple[float, float]]:
     table = repaired(pooled.counts[key], pooled.patients[key]) if pooled.patients[key] else pooled.counts[key]
     known = table[:, 0] + table[:, 1]
     return [(float(n), float(yes / n) if n > 0 else float("nan")) for n, yes in zip(known, table[:, 1], strict=True)]
+
+
+def miscalibration(pooled: PooledCounts, key: Key, predicted: Array, rng: np.random.Generator) -> Estimate:
+    """Share of patients with the level less the share predicted, of those whose outcome is known.
+
+    `predicted` is the probability that the model gives in every score bin, shape (bins,). 0 is right.
+    """
+
+    def value(table: Array) -> float | None:
+        known = table[:, 0] + table[:, 1]
+        return float((table[:, 1] - known * predicted).sum() / known.sum()) if known.sum() > 0 else None
+
+    return _estimate(pooled, key, rng, value)
 
 
 def share(pooled: PooledCounts, key: Key, cell: int, among: Sequence[int], rng: np.random.Generator) -> Estimate:

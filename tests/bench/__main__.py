@@ -6,6 +6,7 @@ training    milliseconds a training step, and what the spectral projection costs
 channel     quality against ε: rows of the stochastic channel beside rows of the latent prior
 generation  synthetic rows a second on one core, and memory for many rows
 evaluation  seconds that every part of an evaluation takes
+federated-evaluation  seconds of a site's answer to an evaluation, and widths of intervals against ε
 deployment  a real consortium of many sites on this machine: seconds a round, processor time, memory, requests
 accounting  seconds that accountant and ledger take in a study of 18 sites and 60 rounds
 frontier    leakage (canaries, membership) against utility, over the settings that a study chooses
@@ -29,6 +30,7 @@ def main() -> None:
     channel = commands.add_parser("channel", help="quality against epsilon")
     generation = commands.add_parser("generation", help="rows a second")
     evaluation = commands.add_parser("evaluation", help="time of an evaluation, by part")
+    federated = commands.add_parser("federated-evaluation", help="time and intervals of an evaluation by the sites")
     accounting = commands.add_parser("accounting", help="what accountant and ledger cost")
     accounting.add_argument("run", type=Path, nargs="?", help="finished `simulate` of 18 sites, for its wall-clock")
     accounting.add_argument("--wall-clock", type=float, help="seconds to compare with, instead of a run's")
@@ -41,7 +43,7 @@ def main() -> None:
     picture = commands.add_parser("picture", help="the README's picture")
     picture.add_argument("demo", type=Path, help="the demo's output directory")
     picture.add_argument("png", type=Path, help="where to write the picture")
-    for command in (quality, simulate, training, channel, generation, frontier, evaluation):
+    for command in (quality, simulate, training, channel, generation, frontier, evaluation, federated):
         command.add_argument("data", type=Path, help="folder with schema.json, sites/*.csv and test.csv")
         command.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
     quality.add_argument("--seeds", type=int, default=3)
@@ -62,6 +64,10 @@ def main() -> None:
     evaluation.add_argument("--rows", type=int, default=10_000, help="synthetic rows, and real ones")
     evaluation.add_argument("--cohort", type=Path, help="a cohort; default: noisy copies of test rows")
     evaluation.add_argument("--groups", nargs="*", default=[], help="columns by whose groups everything is scored")
+    federated.add_argument("--cohort", type=Path, required=True, help="a cohort")
+    federated.add_argument("--epsilon", type=float, nargs="+", default=[1.0, 3.0, 10.0])
+    federated.add_argument("--holdout", type=float, default=0.2)
+    federated.add_argument("--seeds", type=int, default=10, help="draws of the noise")
     arguments = parser.parse_args()
 
     # Imported per command, so that one benchmark's libraries do not weigh on another's memory.
@@ -77,6 +83,8 @@ def main() -> None:
         from tests.bench.generation import run
     elif arguments.command == "evaluation":
         from tests.bench.evaluation import run
+    elif arguments.command == "federated-evaluation":
+        from tests.bench.federated_evaluation import run
     elif arguments.command == "deployment":
         from tests.bench.deployment import run
     elif arguments.command == "frontier":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 from client.patients import roles_of
 from common.audit import AUDIT_LOG, read_audit
 from common.encoding import TableEncoding
+from common.evaluation.counts import bins_of, cells_of
 from common.evaluation.plan import count_plan, score_names
+from common.evaluation.results import evaluation_results
 from common.generation import sample_prior
 from common.messages import Status
 from common.privacy.accountant import account
@@ -20,9 +23,9 @@ from common.privacy.events import GaussianStatistics, UnnoisedAggregates
 from common.privacy.ledger import Ledger
 from common.records import values_digest
 from common.study import Protocol
-from common.table import read_table
+from common.table import Table, read_table
 from server.checkpoint import build_decoder
-from tests.client.hospital import ROUNDS, ROWS, Hospital, evaluate_request, study, train_request
+from tests.client.hospital import ROUNDS, ROWS, Hospital, evaluate_request, join_request, study, train_request
 from tests.disk import full_disk
 
 EPSILON = 2.0
@@ -61,22 +64,24 @@ def test_noised_counts_are_spent_before_they_leave(tmp_path: Path) -> None:
 
 
 def test_the_noise_is_that_of_the_event(tmp_path: Path) -> None:
-    """Noise of many cells of many sites against the declared deviation; without it the cells would be whole numbers."""
+    """Noise of many cells of some sites against the declared deviation; without it they would be whole numbers."""
     plan = count_plan(ACCOUNTED)
-    hospital = Hospital(tmp_path / "anna").joined(ACCOUNTED)
     cohort = cohort_of(ACCOUNTED)
-    patients, _ = read_table(hospital.data, ACCOUNTED.schema)
-    exact = np.bincount(patients["dead"].astype(int), minlength=2)
-    draws = []
-    for number in range(40):  # every site is a new one: the noise of a site is drawn once
+    draws, sigmas = [], set()
+    for number in range(6):  # every site is a new one: the noise of a site is drawn once
         hospital = Hospital(tmp_path / f"s{number}").joined(ACCOUNTED)
         reply = hospital.evaluate(evaluate_request(ACCOUNTED, cohort), ACCOUNTED)
         assert reply.aggregates is not None
-        draws.append(plan.split(reply.aggregates[0])["marginal", "dead"] - exact)
-    event = events(hospital)[0]
-    sigma = plan.split(plan.deviations(event.noise_multiplier))["marginal", "dead"].flat[0]
-    spread = np.std(draws) / sigma
-    assert 0.7 < spread < 1.35 and abs(np.mean(draws)) < 4 * sigma / np.sqrt(80)  # 80 draws
+        patients, _ = read_table(hospital.data, ACCOUNTED.schema)
+        sigma = plan.split(plan.deviations(events(hospital)[0].noise_multiplier))
+        found = plan.split(reply.aggregates[0])
+        for column in ACCOUNTED.schema.columns:
+            exact = np.bincount(cells_of(patients[column.name], column), minlength=bins_of(column))
+            draws += (found["marginal", column.name] - exact).tolist()
+            sigmas.add(sigma["marginal", column.name].flat[0])
+    (sigma,) = sigmas
+    assert len(draws) == 6 * 18
+    assert 0.72 < np.std(draws) / sigma < 1.3 and abs(np.mean(draws)) < 4 * sigma / np.sqrt(len(draws))
 
 
 def test_the_same_request_gets_the_same_bytes_and_another_cohort_none(tmp_path: Path) -> None:
@@ -147,8 +152,6 @@ def test_a_damaged_memory_of_what_was_published_stops_the_answer(tmp_path: Path)
 def test_the_policy_decides_which_evaluation_is_answered(tmp_path: Path, policy: str, method: str) -> None:
     hospital = Hospital(tmp_path / "anna", policy)
     record = evaluated_study(method)
-    from tests.client.hospital import join_request
-
     assert hospital.join(join_request(record)).status is Status.REFUSED_BY_POLICY
     assert method in hospital.reason(Status.REFUSED_BY_POLICY)
 
@@ -170,9 +173,61 @@ def test_rows_that_do_not_fit_the_schema_are_refused(tmp_path: Path) -> None:
     assert hospital.spends() == []
 
 
-def test_a_budget_that_the_evaluation_would_exceed_refuses_the_study(tmp_path: Path) -> None:
-    from tests.client.hospital import join_request
+def test_a_cohort_of_another_schema_or_without_rows_is_refused(tmp_path: Path) -> None:
+    hospital = Hospital(tmp_path / "anna").joined(ACCOUNTED)
+    cohort = cohort_of(ACCOUNTED)
+    levels = cohort.copy()
+    levels[:, 1] = 7.0  # a level that this schema does not have
+    missing = cohort.copy()
+    missing[0, 2] = np.nan  # in a column that it requires
+    for rows in (cohort[:, :2], np.column_stack([cohort, cohort[:, 0]]), cohort[:0], levels, missing):
+        reply = hospital.evaluate(evaluate_request(ACCOUNTED, rows), ACCOUNTED)
+        assert reply.status is Status.BAD_REQUEST
+        hospital.reason(Status.BAD_REQUEST)  # and its log quotes nobody
+    assert hospital.spends() == []
 
+
+@pytest.mark.parametrize("method", ["accounted", "unnoised"])
+def test_a_site_with_one_outcome_class_answers(tmp_path: Path, method: str) -> None:
+    protocol = evaluated_study(method, **({"min_count": 3} if method == "unnoised" else {}))
+    hospital = Hospital(tmp_path / "anna", ALLOWED)
+    hospital.data.write_text(hospital.data.read_text().replace("false", "true"))
+    reply = hospital.joined(protocol).evaluate(evaluate_request(protocol, cohort_of(protocol)), protocol)
+    assert reply.status is Status.OK and reply.aggregates is not None
+    names = score_names(protocol)
+    scores = dict(zip(names, reply.aggregates[0, count_plan(protocol).size :].tolist(), strict=True))
+    if method == "unnoised":  # no AUROC without patients of both kinds, whoever the model was learned from
+        assert all(math.isnan(value) for name, value in scores.items() if name.startswith(("tstr/", "trtr/")))
+        assert 0 <= scores["membership/distance/auroc"] <= 1
+    results = evaluation_results(
+        protocol, Table(protocol.schema, cohort_of(protocol)), {"anna": reply.aggregates}, {"anna": ROWS}
+    )
+    json.dumps(results, allow_nan=False)
+
+
+@pytest.mark.parametrize(("holdout", "policy"), [(0.01, "min_count = 1"), (0.1, ""), (0.99, "min_count = 1")])
+def test_a_holdout_that_leaves_hardly_anybody_is_too_few(tmp_path: Path, holdout: float, policy: str) -> None:
+    """Nobody held out, four of forty under the floor of 11, nobody who takes part: refused before anything is done."""
+    hospital = Hospital(tmp_path / "anna", policy)
+    assert hospital.join(join_request(evaluated_study(holdout=holdout))).status is Status.TOO_FEW_PATIENTS
+    assert "held out" in hospital.reason(Status.TOO_FEW_PATIENTS) or "holds out" in hospital.reason(
+        Status.TOO_FEW_PATIENTS
+    )
+
+
+def test_unnoised_values_stand_in_the_log_as_they_left(tmp_path: Path) -> None:
+    """Hidden cells as null; scores, those of attacks too, behind the counts."""
+    protocol = evaluated_study("unnoised", min_count=3)
+    hospital = Hospital(tmp_path / "anna", ALLOWED).joined(protocol)
+    reply = hospital.evaluate(evaluate_request(protocol, cohort_of(protocol)), protocol)
+    assert reply.aggregates is not None
+    line = next(entry for entry in read_audit(hospital.state / AUDIT_LOG) if entry["action"] == "evaluated")
+    logged = np.array([np.nan if value is None else value for value in line["values"]])
+    assert logged.tobytes() == reply.aggregates[0].tobytes() and line["digest"] == values_digest(reply.aggregates)
+    assert len(logged) == count_plan(protocol).size + len(score_names(protocol))
+
+
+def test_a_budget_that_the_evaluation_would_exceed_refuses_the_study(tmp_path: Path) -> None:
     hospital = Hospital(tmp_path / "anna", 'modes = ["dpsgd"]\nmax_epsilon_per_study = 4.0')
     protocols = []
     for epsilon in (0.5, 3.0):

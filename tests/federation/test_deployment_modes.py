@@ -1,8 +1,9 @@
-"""The other modes between real sites: dpsgd, the channel release, a denial; decided with the stewards' own commands.
+"""The other modes between real sites: dpsgd, channel, evaluation, a denial; decided with the stewards' own commands.
 
 Statement, review and ledger are three ways to the same ε; here they meet. One deployment serves all tests, in order.
 """
 
+import base64
 import json
 import math
 import os
@@ -22,9 +23,10 @@ from client.site import load_site
 from client.state import load_released
 from common.audit import AUDIT_LOG, read_audit
 from common.files import write_atomic
-from common.messages import JOIN, RELEASE, TRAIN
+from common.messages import EVALUATE, JOIN, RELEASE, TRAIN
 from common.privacy.accountant import Adversary, account, account_lines
-from common.privacy.events import ChannelRelease, Event, GaussianUpdate, SampledGaussianSteps
+from common.privacy.evaluation_release import evaluation_event
+from common.privacy.events import ChannelRelease, Event, GaussianStatistics, GaussianUpdate, SampledGaussianSteps
 from common.privacy.ledger import Ledger
 from common.privacy.ledger_entries import Entry
 from common.privacy.ledger_keys import load_key
@@ -46,6 +48,12 @@ DPSGD = {"[training]": '[training]\nmode = "dpsgd"', "delta = 1e-4": f"delta = 1
 CHANNEL = {
     "delta = 1e-4": "delta = 1e-4\nupdate_noise = 6.0\naccept_useless_noise = true",
     "rows = 150": f'rows = 150\nmethod = "channel"\n[channel]\nepsilon = {CHANNEL_EPSILON}\nencoder = "synthetic"',
+}
+EVALUATION_EPSILON, HOLDOUT, HELD_OUT = 2.0, 0.3, 12  # of 40 patients: a smaller share is under the sites' min_count
+EVALUATION = DPSGD | {
+    'schema = "schema.json"': 'schema = "schema.json"\ntarget = "sex"',
+    "rows = 150": f'rows = 150\n[evaluation]\nmethod = "accounted"\nepsilon = {EVALUATION_EPSILON}\n'
+    f'holdout = {HOLDOUT}\nsecrets = ["age"]',
 }
 TWO_SITES = {"min_sites = 3": "min_sites = 2"}
 Costs = dict[str, tuple[float, float]]
@@ -189,6 +197,16 @@ def worker_of(made: Consortium, site: str) -> int:
     return int(re.findall(r"worker-started worker=(\d+)", made.log(site))[-1])
 
 
+def asked_last(made: Consortium, site: str, before: int) -> int:
+    """Wait until a site works on what follows its last round; its executor, from whose log `before` is skipped."""
+    trained = rf"answered kind=train\.round \S+ round={ROUNDS} status=ok.*\n(?:.*\n)*?.*executor: received"
+    wait_for(lambda: re.search(trained, made.log(site)[before:]), 60, lambda: made.log(site)[-3000:])
+    worker, executor = worker_of(made, site), executor_of(made, site)
+    begun = processor_seconds(worker)
+    wait_for(lambda: processor_seconds(worker) > begun + 0.4, 60, lambda: made.log(site)[-3000:])
+    return executor
+
+
 def processor_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -223,11 +241,7 @@ def test_a_site_that_dies_after_the_spend_of_its_rows_sends_the_same_rows(
     before = len(consortium.log("anna"))
     out = launch(consortium, "channel", CHANNEL)
     costs["channel"] = approve_study(consortium)
-    trained = r"answered kind=train\.round \S+ round=2 status=ok.*\n(?:.*\n)*?.*executor: received"
-    wait_for(lambda: re.search(trained, consortium.log("anna")[before:]), 60, lambda: consortium.log("anna")[-3000:])
-    worker, executor = worker_of(consortium, "anna"), executor_of(consortium, "anna")
-    begun = processor_seconds(worker)
-    wait_for(lambda: processor_seconds(worker) > begun + 0.4, 60, lambda: consortium.log("anna")[-3000:])
+    executor = asked_last(consortium, "anna", before)
     os.kill(executor, signal.SIGSTOP)  # the worker has the request; its answer will stay where it is
     digest = Protocol.from_json(json.loads((out / "study.json").read_text())).digest
     released = consortium.folder / "anna" / "state" / "studies" / digest[:32] / "released.safetensors"
@@ -271,6 +285,71 @@ def test_what_the_channel_spent_is_what_was_said_before_and_after(
         assert f"{site}: {exposure['released_in_words'][:40]}" in report
         alone, total = costs["channel"][site]
         assert CHANNEL_EPSILON < alone < total < math.inf and costs["dpsgd"][site][0] < total
+
+
+def test_a_site_that_dies_after_the_spend_of_its_counts_sends_the_same_counts(
+    consortium: Consortium, costs: dict[str, Costs]
+) -> None:
+    before = len(consortium.log("anna"))
+    out = launch(consortium, "evaluated", EVALUATION)
+    with ThreadPoolExecutor(2) as hands:
+        shown = list(hands.map(lambda site: decide(consortium, site, "study")[1], SITES))
+    costs["evaluated"] = {site: cost_in(text) for site, text in zip(SITES, shown, strict=True)}
+    for text in shown:
+        assert f"with Gaussian noise calibrated to epsilon {EVALUATION_EPSILON:g}" in text
+        assert "guesses at age" in text and "the 30% who are held out of training and release" in text
+    executor = asked_last(consortium, "anna", before)
+    os.kill(executor, signal.SIGSTOP)  # the worker has the request; its answer will stay where it is
+    digest = Protocol.from_json(json.loads((out / "study.json").read_text())).digest
+    counted = consortium.folder / "anna" / "state" / "studies" / digest[:32] / "evaluated.safetensors"
+    wait_for(counted.exists, 90, lambda: consortium.log("anna")[-3000:])
+    wait_for(lambda: isinstance(ledger(consortium, "anna")[-1].event, GaussianStatistics), 30, "nothing was spent")
+    entry, content = ledger(consortium, "anna")[-1], counted.read_bytes()
+    os.kill(executor, signal.SIGKILL)
+    process = consortium.running._running["launch-evaluated"]
+    wait_for(lambda: process.poll() is not None, 90, lambda: consortium.log("superlink")[-4000:])
+    assert process.returncode == 8, consortium.log("launch-evaluated")
+    assert "2 sites answered, at least 3 are needed (anna: " in consortium.log("launch-evaluated")
+    assert not (out / "evaluation.json").exists() and not (out / "manifest.dsse.json").exists()
+    consortium.running.coordinator("resume-evaluated", "resume", out, "--consortium", consortium.home)
+    consortium.finished(out, "resume-evaluated", 120)
+    assert ledger(consortium, "anna")[-1] == entry and counted.read_bytes() == content
+    for site in SITES:
+        assert consortium.spends(site, digest) == [1, 2, ROUNDS + 2]
+
+
+def test_what_the_sites_counted_is_spent_logged_and_signed(consortium: Consortium, costs: dict[str, Costs]) -> None:
+    out = consortium.folder / "out-evaluated"
+    check_epsilons(consortium, out, costs["evaluated"])
+    digest, protocol = digest_of(out), Protocol.from_json(json.loads((out / "study.json").read_text()))
+    found = json.loads((out / "evaluation.json").read_text())
+    assert found["dropped"] == {} and set(found["results"]) == {*SITES, "all sites"}
+    assert found["patients"]["anna"] == {"everyone": 40, "fit": 40 - HELD_OUT, "holdout": HELD_OUT}
+    assert "fitted to the site's patients" in found["not_measured"]["trtr"]
+    attacks = found["results"]["all sites"]["attacks"]
+    assert set(attacks["inference"]) == {"age"}
+    assert (attacks["copies"]["exact"]["patients"], attacks["copies"]["exact"]["control"]) == (84, 36)
+    assert "held out: 12" in found["results"]["anna"]["attacks"]["membership"]["density"]["reason"]
+    payload = json.loads(base64.b64decode(json.loads((out / "manifest.dsse.json").read_text())["payload"]))
+    assert "evaluation.json" in {subject["name"] for subject in payload["subject"]}
+    for site in SITES:
+        event = events_of(consortium, site, digest)[-1]
+        assert event == evaluation_event(protocol.study)
+        state = consortium.folder / site / "state"
+        sent = load_released(state / "studies" / digest[:32] / "evaluated.safetensors", digest)
+        assert sent is not None and values_digest(sent.rows) == ledger(consortium, site)[-1].payload_digest
+        lines = [line for line in read_audit(state / AUDIT_LOG) if line["action"] == "evaluated"]
+        assert len(lines) == (2 if site == "anna" else 1)  # it was asked twice, and sent the same
+        for line in lines:
+            assert np.array(line["values"]).tobytes() == sent.rows.tobytes()
+            assert line["digest"] == values_digest(sent.rows)
+        wanted = [
+            *((f"answer {TRAIN} {number}", "ok") for number in range(1, ROUNDS + 1)),
+            (f"answer {EVALUATE}", "ok"),
+        ]
+        assert in_order(wanted, logged(consortium, site, digest)), logged(consortium, site, digest)
+        alone, _ = costs["evaluated"][site]
+        assert max(DPSGD_EPSILON, EVALUATION_EPSILON) < alone < DPSGD_EPSILON + EVALUATION_EPSILON
 
 
 def test_every_message_of_a_site_stands_in_its_log(consortium: Consortium) -> None:

@@ -119,6 +119,12 @@ def test_sites_are_sent_the_first_rows_and_their_answers_are_pooled(tmp_path: Pa
     # Cohort and patients come from one population: no distance stands out, and the model holds up on patients.
     assert sum(m["value"] > m["chance"] for m in whole["marginals"].values()) <= 2
     assert whole["utility"]["logistic_regression/1"]["high"] > 0.75
+    assert whole["attacks"]["membership"]["distance"]["patients"] == 1350 and document["schema_version"] == 2
+    gap = whole["utility"]["logistic_regression/1"]["observed_minus_predicted"]
+    assert gap["low"] < 0.05 and gap["high"] > -0.05
+    groups = document["results"]["anna"]["groups"]  # by site and, within it, by the columns the study names
+    assert [(g["column"], g["group"]) for g in groups] == [("sex", "f"), ("sex", "m")]
+    assert all({"low", "high", "observed_minus_predicted"} <= set(group) for group in groups)
 
 
 def test_a_cohort_of_another_population_stands_out(tmp_path: Path) -> None:
@@ -140,7 +146,12 @@ def test_unnoised_answers_say_that_no_epsilon_covers_them(tmp_path: Path) -> Non
     assert "no ε" in document["caution"] and "excluding this evaluation" in document["caution"]
     assert document["epsilon"] is None
     assert document["results"]["anna"]["scores"]["tstr/gradient_boosting/1/auroc"] == 0.7
-    assert document["results"][ALL]["scores"] == {}
+    assert document["results"][ALL]["scores"]["trtr/gradient_boosting/1/auroc"] == pytest.approx(0.7)
+    assert document["results"][ALL]["detection"]["exact"]["value"] == pytest.approx(0.7)
+    attacks = document["results"][ALL]["attacks"]
+    assert attacks["membership"]["density"]["auroc"]["value"] == pytest.approx(0.7)
+    assert attacks["copies"]["near"]["fit"]["value"] == pytest.approx(0.7, abs=1e-3)
+    assert attacks["copies"]["near"]["difference"]["value"] == pytest.approx(0, abs=1e-3)
 
 
 def changed(cell: int, value: float) -> Answer:

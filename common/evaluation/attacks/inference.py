@@ -55,8 +55,8 @@ def infer(
         right = []
         for patients, guess in zip((train, control), guesses, strict=True):
             known = ~np.isnan(patients.values[:, j])
-            right.append(_right(guess[known, attacked.index(j)], patients.values[known, j], column, tolerance))
-        blind = _right(_blind(column, len(truth[0]), rng), truth[0], column, tolerance)
+            right.append(guessed_right(guess[known, attacked.index(j)], patients.values[known, j], column, tolerance))
+        blind = guessed_right(_blind(column, len(truth[0]), rng), truth[0], column, tolerance)
         results.append(
             AttackCounts(
                 attack=ATTACK,
@@ -100,7 +100,7 @@ def _guess(synthetic: Table, patients: Table, secrets: Sequence[int]) -> np.ndar
     return guesses
 
 
-def _right(guess: np.ndarray, truth: np.ndarray, column: Column, tolerance: float) -> np.ndarray:
+def guessed_right(guess: np.ndarray, truth: np.ndarray, column: Column, tolerance: float) -> np.ndarray:
     """Whether each guess is right; both without missing values, shapes (patients,)."""
     if not column.is_numeric:
         return guess == truth

@@ -53,19 +53,46 @@ def density_attack(
         return few
     if len(synthetic) <= max(k):
         return NotPossible(ATTACK, None, f"not possible because the cohort has {len(synthetic)} row(s) only", setting)
-    encode = Encoder(synthetic)
-    cohort, independent = encode(synthetic), encode(product_of_marginals(synthetic, len(synthetic), rng))
+    ratio = DensityRatio(synthetic, rng, k)
+    edges = calibrated_edges(ratio.calibration)
+    return histogram(ATTACK, setting, edges, *(ratio(patients, reference) for patients in (train, control)))
 
-    def scores(rows: np.ndarray, population: np.ndarray, itself: np.ndarray | None = None) -> np.ndarray:
-        to_cohort, to_population = kth_distance(rows, cohort, k[0], itself=itself), kth_distance(rows, population, k[1])
+
+class DensityRatio:
+    """The score of a row, made from the cohort and `rng` alone.
+
+    `calibration` are scores of rows that are no patients: of synthetic ones, each without itself, and of rows drawn
+    from the product of the cohort's marginals, shape (scores,). The cohort needs more rows than either of `k`.
+    """
+
+    def __init__(
+        self,
+        synthetic: Table,
+        rng: np.random.Generator,
+        k: tuple[int, int] = (COHORT_NEIGHBOURS, REFERENCE_NEIGHBOURS),
+    ) -> None:
+        self._encode, self._k = Encoder(synthetic), k
+        self._cohort = self._encode(synthetic)
+        self._independent = self._encode(product_of_marginals(synthetic, len(synthetic), rng))
+        chosen = rng.choice(len(synthetic), min(CALIBRATION, len(synthetic)), replace=False)
+        fresh = self._encode(product_of_marginals(synthetic, CALIBRATION, rng))
+        own, others = self._scores(self._cohort[chosen], self._independent, chosen), self._scores(fresh)
+        self.calibration = np.concatenate([own, others])
+
+    def __call__(self, table: Table, reference: Table | None = None) -> np.ndarray:
+        """Scores in [0, 1], shape (rows,); the population is `reference`, or the product of the cohort's marginals.
+
+        Without `reference` the score of a row depends on no other row of `table`.
+        """
+        return self._scores(self._encode(table), None if reference is None else self._encode(reference))
+
+    def _scores(
+        self, rows: np.ndarray, population: np.ndarray | None = None, itself: np.ndarray | None = None
+    ) -> np.ndarray:
+        to_cohort = kth_distance(rows, self._cohort, self._k[0], itself=itself)
+        to_population = kth_distance(rows, self._independent if population is None else population, self._k[1])
         both = to_cohort + to_population
         return np.where(both > 0, to_population / np.where(both > 0, both, 1.0), 0.5)
-
-    chosen = rng.choice(len(cohort), min(CALIBRATION, len(cohort)), replace=False)
-    fresh = encode(product_of_marginals(synthetic, CALIBRATION, rng))
-    edges = calibrated_edges(np.concatenate([scores(cohort[chosen], independent, chosen), scores(fresh, independent)]))
-    population = independent if reference is None else encode(reference)
-    return histogram(ATTACK, setting, edges, *(scores(encode(patients), population) for patients in (train, control)))
 
 
 class Encoder:

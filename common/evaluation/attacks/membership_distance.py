@@ -38,7 +38,7 @@ def distance_attack(
         few = NotPossible(ATTACK, None, "not possible because the cohort has one row only")
         return [NotPossible(ATTACK, None, few.reason, setting) for setting in settings], few
     # Before any draw that depends on the number of patients, so that every hospital has the same bins.
-    edges = _edges(synthetic, rng)
+    edges = calibrated_edges(1 - calibration_distances(synthetic, rng))
     of_train, of_control = nearest(train, synthetic), nearest(control, synthetic)
     order = rng.permutation(len(control))
     half = len(control) // 2
@@ -68,11 +68,14 @@ def distance_attack(
     return results, histogram(ATTACK, SETTING, edges, 1 - of_train, 1 - of_control)
 
 
-def _edges(synthetic: Table, rng: np.random.Generator) -> tuple[float, ...]:
-    """Bins from the scores of synthetic rows, and of rows drawn from the product of the cohort's marginals."""
+def calibration_distances(synthetic: Table, rng: np.random.Generator) -> np.ndarray:
+    """Distances to the nearest synthetic row of rows that are no patients, shape (rows,); needs two synthetic rows.
+
+    Of synthetic rows, each without itself, and of rows drawn from the product of the cohort's marginals.
+    """
     chosen = rng.choice(len(synthetic), min(CALIBRATION, len(synthetic)), replace=False)
     independent = product_of_marginals(synthetic, CALIBRATION, rng)
-    return calibrated_edges(np.concatenate([1 - nearest_other(synthetic, chosen), 1 - nearest(independent, synthetic)]))
+    return np.concatenate([nearest_other(synthetic, chosen), nearest(independent, synthetic)])
 
 
 def product_of_marginals(synthetic: Table, rows: int, rng: np.random.Generator) -> Table:

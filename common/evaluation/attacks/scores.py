@@ -120,7 +120,11 @@ def auroc(counts: ScoreCounts, confidence: float = 0.95) -> Estimate:
     train, control = (np.asarray(each, dtype=np.float64) for each in (counts.train, counts.control))
     m, n = train.sum(), control.sum()
     below = np.concatenate([[0.0], np.cumsum(control)[:-1]])
-    value = float(train @ (below + control / 2) / (m * n))
+    return auroc_interval(float(train @ (below + control / 2) / (m * n)), m, n, confidence)
+
+
+def auroc_interval(value: float, m: float, n: float, confidence: float = 0.95) -> Estimate:
+    """An AUROC of `m` training and `n` control patients with the interval of `auroc`."""
     z, star = float(norm.ppf((1 + confidence) / 2)), (m + n) / 2 - 1
 
     def excess(theta: float) -> float:

@@ -24,7 +24,7 @@ from common.study import Protocol
 from server.consortium import audit_of, load_facts, load_release_key
 from server.figures import certificates
 from server.launch import Launch, complete_lines
-from server.release import RELEASE_KEY, expected_signers, write_manifest, write_readme, write_statement
+from server.release import RELEASE_KEY, expected_signers, write_descriptions, write_manifest, write_statement
 from server.release_readme import README
 from server.report import alike_lines, mode_in_words, released_rows
 from server.run import RunFiles
@@ -72,8 +72,8 @@ def release_deployment(started: Launch) -> dict[str, Any]:
         "signers": expected_signers(key, {site: seen.key for site, seen in heads.items()}),
         "markers": protocol.markers.values() if protocol.markers else None,
     }
-    write_readme(files, released_names(files))
     names = sorted([README, *released_names(files)])
+    write_descriptions(files, protocol, names, facts["name"])
     write_manifest(files.manifest, statement_for(files.out, names, predicate), key)
     epsilon = largest_epsilon(statement)
     audit_of(consortium).append(
@@ -107,9 +107,12 @@ def released_names(files: RunFiles) -> list[str]:
     paths = [
         files.cohort_csv,
         files.cohort_parquet,
+        files.croissant,
         files.privacy,
         files.report,
+        files.ro_crate,
         files.rounds,
+        files.schema,
         files.sites,
         files.study,
     ]

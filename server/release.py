@@ -26,6 +26,7 @@ from common.privacy.statement_schema import problem_of
 from common.signing import load_json, load_public_key, public_pem, read_envelope, sign, statement_for
 from common.study import Protocol
 from common.table import Table, read_table
+from server.metadata import write_metadata, write_schema
 from server.release_readme import CHANNEL_RELEASE, PURPOSES, README, readme
 from server.report import render_report
 from server.run import RunFiles
@@ -115,17 +116,20 @@ def released_files(files: RunFiles) -> list[Path]:
         *([files.evaluation] if files.evaluation.exists() else []),
         files.cohort_csv,
         files.cohort_parquet,
+        files.croissant,
         files.metrics,
         files.privacy,
         files.report,
+        files.ro_crate,
         files.rounds,
+        files.schema,
         files.sites,
         files.study,
     ]
 
 
 def sign_release(files: RunFiles, protocol: Protocol, heads: Mapping[str, tuple[int, str]]) -> None:
-    """Write the README, the manifest and the public half of a key made for it."""
+    """Write schema, README and metadata, the manifest, and the public half of a key made for it."""
     key = Ed25519PrivateKey.generate()
     predicate = {
         "study": protocol.digest,
@@ -136,8 +140,9 @@ def sign_release(files: RunFiles, protocol: Protocol, heads: Mapping[str, tuple[
         "signers": expected_signers(key, {}),
         "markers": protocol.markers.values() if protocol.markers else None,
     }
-    write_readme(files, [path.name for path in released_files(files)])
-    statement = statement_for(files.out, [README, *(path.name for path in released_files(files))], predicate)
+    names = [README, *(path.name for path in released_files(files))]
+    write_descriptions(files, protocol, names)
+    statement = statement_for(files.out, names, predicate)
     write_manifest(files.manifest, statement, key)
     write_atomic(files.out / SIMULATION_KEY, public_pem(key.public_key()))
 
@@ -150,9 +155,17 @@ def expected_signers(key: Ed25519PrivateKey, ledger_keys: Mapping[str, str]) -> 
     }
 
 
-def write_readme(files: RunFiles, names: Iterable[str]) -> None:
-    """Say in README.txt, which is signed as well, what every file is."""
+def write_descriptions(
+    files: RunFiles, protocol: Protocol, names: Iterable[str], consortium: str | None = None
+) -> None:
+    """Write what describes the released files, `names`, and is signed with them: schema, README, data card, RO-Crate.
+
+    The same run gives the same bytes, so that signing again keeps countersignatures.
+    """
+    names = list(names)
+    write_schema(files, protocol)
     write_atomic(files.out / README, readme(names))
+    write_metadata(files, protocol, names, consortium)
 
 
 def write_manifest(path: Path, statement: Mapping[str, Any], key: Ed25519PrivateKey) -> None:

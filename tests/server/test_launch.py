@@ -8,11 +8,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pyarrow import parquet
 
 from common.audit import read_audit
 from common.errors import ExitCode, FederationError, OutputError, UsageError
 from common.schema import parse_schema
+from common.signing import add_signature
 from common.study import Protocol, Study
 from server import launch as launching
 from server.bundle import RUN_KEY, build_bundle
@@ -115,7 +119,7 @@ def outcome(files: RunFiles, rounds: int = 3, *, cohort: bool = True) -> None:
     files.decoder.write_bytes(b"decoder")
     if cohort:
         files.cohort_csv.write_text("age,sex\n1,f\n")
-        files.cohort_parquet.write_bytes(b"parquet")
+        parquet.write_table(pa.table({"age": [1.0], "sex": ["f"]}), files.cohort_parquet)
 
 
 def nothing(*_: Any) -> None:
@@ -357,9 +361,17 @@ def test_a_release_is_signed_with_the_consortium_s_key(home: Path, runs: FakeRun
     assert statement["predicate"]["simulation"] is False
     names = {subject["name"] for subject in statement["subject"]}
     assert names >= {"cohort.csv", "privacy.json", "report.html", "study.json"} and "metrics.json" not in names
+    assert names >= {"croissant.json", "ro-crate-metadata.json", "schema.json"}
+    card = json.loads(started.files.croissant.read_text())
+    assert card["creator"]["name"] == "Test" and "A simulation" not in card["description"]
     page = started.files.report.read_text()
     assert "dora" in page and "<script" not in page and "<link" not in page and "src=" not in page
     assert read_audit(home / "audit.jsonl")[-1]["action"] == "release"
+    # What `resume` signs again is the same to the byte, so a hospital's signature stays.
+    both = add_signature(json.loads(started.files.manifest.read_text()), Ed25519PrivateKey.generate())
+    started.files.manifest.write_text(json.dumps(both))
+    release_deployment(started)
+    assert json.loads(started.files.manifest.read_text()) == both
 
 
 def test_the_page_of_a_channel_says_what_was_drawn_and_whose_rows_are_missing(

@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # The PyTorch build. `make TORCH_FLAGS="--index-url <PyTorch's index for your CPU or CUDA build>"` chooses another one.
 TORCH_FLAGS ?=
 CONSTRAINTS ?= deploy/constraints.txt
+# Processes that run the tests side by side; each computes with one thread, since more would only wait for each other.
+WORKERS ?= 2
 
 .PHONY: demo test lint bench clean
 
@@ -13,7 +15,7 @@ demo: $(VENV)/.ready
 	$(BIN)/cohortium demo --out demo-out
 
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ from common.config import Section, read_toml, validate
 from common.digest import sha256_of
 from common.errors import StudyError
 from common.gates_section import GatesSection, check_gates
+from common.licences import Address, Licence, Line
 from common.markers import Markers, colliding
 from common.schema import Schema, load_schema, parse_schema
 
@@ -135,6 +136,14 @@ class ReleaseSection(Section):
     markers: bool = Field(
         default=True, strict=True, description="every row carries study, release and that it is synthetic, in 3 columns"
     )
+    license: Licence | None = Field(
+        default=None, description="licence of the release: an SPDX identifier or the address of its text; default: none"
+    )
+    creators: tuple[Line, ...] = Field(
+        default=(), max_length=100, description="whom to name as creators of the release; default: the consortium"
+    )
+    citation: Line | None = Field(default=None, description="how to cite the release")
+    url: Address | None = Field(default=None, description="web page of the release")
 
 
 class ChannelSection(Section):

@@ -6,12 +6,14 @@ import contextlib
 import json
 import os
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
+from common.certificates import timestamp
 from common.encoding import TableEncoding
 from common.errors import CohortiumError
 from common.files import append_line, write_atomic
@@ -77,9 +79,10 @@ def run_study(grid: Grid, settings: RunSettings, files: RunFiles, key: Ed25519Pr
     def observe(report: RoundReport, current: Decoder) -> None:
         # The checkpoint first: a line in rounds.jsonl promises that its decoder is on disk.
         started = time.perf_counter()
-        save_checkpoint(files.decoder, protocol, report.round, current, report.to_json())
+        line = report.to_json() | {"ended": timestamp(datetime.now(UTC))}
+        save_checkpoint(files.decoder, protocol, report.round, current, line)
         seconds = report.server_seconds + time.perf_counter() - started
-        append_line(files.rounds, json.dumps(report.to_json() | {"server_seconds": round(seconds, 4)}))
+        append_line(files.rounds, json.dumps(line | {"server_seconds": round(seconds, 4)}))
         _note(settings, "round", round=report.round, answered=list(report.answered), dropped=dict(report.dropped))
 
     roll, training = Roll.of(settings), protocol.study.training

@@ -44,8 +44,8 @@ from server.release import (
     expected_rows,
     expected_signers,
     former_audit,
+    write_descriptions,
     write_manifest,
-    write_readme,
     write_statement,
 )
 from server.release_readme import README
@@ -131,8 +131,8 @@ def _release(started: Launch, decision: Decision) -> dict[str, Any]:
         "markers": protocol.markers.values() if protocol.markers else None,
         "override": override_summary(document.override),
     }
-    write_readme(files, released_names(files))
     names = sorted([README, *released_names(files)])
+    write_descriptions(files, protocol, names, facts["name"])
     write_manifest(files.manifest, statement_for(files.out, names, predicate), key)
     epsilon = largest_epsilon(statement)
     audit_of(consortium).append(
@@ -191,9 +191,12 @@ def released_names(files: RunFiles) -> list[str]:
     paths = [
         files.cohort_csv,
         files.cohort_parquet,
+        files.croissant,
         files.privacy,
         files.report,
+        files.ro_crate,
         files.rounds,
+        files.schema,
         files.sites,
         files.study,
     ]

@@ -39,6 +39,7 @@ from server.gating import (
     statements_hold,
     unnoised_gates,
 )
+from server.metadata import write_metadata, write_schema
 from server.quarantine import leave, out_of_quarantine
 from server.release_readme import CHANNEL_RELEASE, PURPOSES, README, readme
 from server.report import render_report
@@ -219,17 +220,20 @@ def released_files(files: RunFiles) -> list[Path]:
         *(path for path in (files.evaluation, files.audit, files.gates) if path.exists()),
         files.cohort_csv,
         files.cohort_parquet,
+        files.croissant,
         files.metrics,
         files.privacy,
         files.report,
+        files.ro_crate,
         files.rounds,
+        files.schema,
         files.sites,
         files.study,
     ]
 
 
 def sign_release(files: RunFiles, protocol: Protocol, heads: Mapping[str, tuple[int, str]]) -> None:
-    """Write the README, the manifest and the public half of a key made for it."""
+    """Write schema, README and metadata, the manifest, and the public half of a key made for it."""
     key = Ed25519PrivateKey.generate()
     predicate = {
         "study": protocol.digest,
@@ -241,8 +245,9 @@ def sign_release(files: RunFiles, protocol: Protocol, heads: Mapping[str, tuple[
         "markers": protocol.markers.values() if protocol.markers else None,
         "override": override_summary(override_in(files)),
     }
-    write_readme(files, [path.name for path in released_files(files)])
-    statement = statement_for(files.out, [README, *(path.name for path in released_files(files))], predicate)
+    names = [README, *(path.name for path in released_files(files))]
+    write_descriptions(files, protocol, names)
+    statement = statement_for(files.out, names, predicate)
     write_manifest(files.manifest, statement, key)
     write_atomic(files.out / SIMULATION_KEY, public_pem(key.public_key()))
 
@@ -255,15 +260,24 @@ def expected_signers(key: Ed25519PrivateKey, ledger_keys: Mapping[str, str]) -> 
     }
 
 
-def write_readme(files: RunFiles, names: Iterable[str]) -> None:
-    """Say in README.txt, which is signed as well, what every file is, and whether a gate was overridden."""
-    gates = read_gates(load_json(files.gates.read_bytes())) if files.gates.exists() else None
-    write_atomic(files.out / README, readme(names, gates))
-
-
 def override_in(files: RunFiles) -> OverrideRecord | None:
     """The override of this release, if there is one."""
     return read_gates(load_json(files.gates.read_bytes())).override if files.gates.exists() else None
+
+
+def write_descriptions(
+    files: RunFiles, protocol: Protocol, names: Iterable[str], consortium: str | None = None
+) -> None:
+    """Write what describes the released files, `names`, and is signed with them: schema, README, data card, RO-Crate.
+
+    The README says whether a gate was overridden. The same run gives the same bytes, so that signing again keeps
+    countersignatures.
+    """
+    names = list(names)
+    gates = read_gates(load_json(files.gates.read_bytes())) if files.gates.exists() else None
+    write_schema(files, protocol)
+    write_atomic(files.out / README, readme(names, gates))
+    write_metadata(files, protocol, names, consortium)
 
 
 def write_manifest(path: Path, statement: Mapping[str, Any], key: Ed25519PrivateKey) -> None:

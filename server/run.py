@@ -185,6 +185,21 @@ class RunFiles:
         return self.out / QUARANTINE
 
     @property
+    def schema(self) -> Path:
+        """The cohort's Table Schema, markers included."""
+        return self.out / "schema.json"
+
+    @property
+    def croissant(self) -> Path:
+        """The data card."""
+        return self.out / "croissant.json"
+
+    @property
+    def ro_crate(self) -> Path:
+        """Metadata and provenance of the release as an RO-Crate."""
+        return self.out / "ro-crate-metadata.json"
+
+    @property
     def manifest(self) -> Path:
         """The signed list of everything released."""
         return self.out / "manifest.dsse.json"

@@ -85,7 +85,18 @@ def test_wrong_usage(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 
 def test_help_loads_nothing_heavy() -> None:
-    heavy = ("torch", "flwr", "frictionless", "pandas", "pyarrow", "sklearn", "numpy")
+    heavy = (
+        "torch",
+        "flwr",
+        "frictionless",
+        "pandas",
+        "pyarrow",
+        "sklearn",
+        "numpy",
+        "mlcroissant",
+        "rocrate",
+        "requests",
+    )
     code = f"""
 import sys
 from client.cli import main

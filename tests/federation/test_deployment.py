@@ -19,7 +19,7 @@ from common.audit import read_audit
 from tests.federation.consortium import SITES, Consortium, digest_of, running_consortium
 from tests.federation.processes import children_of, cohortium, free_port, lines, wait_for
 
-pytestmark = pytest.mark.federation
+pytestmark = [pytest.mark.federation, pytest.mark.deadlines]
 
 SECOND_ROUNDS = 20  # so many that they outlast the start of a command
 

@@ -37,7 +37,7 @@ from common.table import read_table
 from tests.federation.consortium import Consortium, digest_of, running_consortium
 from tests.federation.processes import cohortium, cohortium_site, wait_for
 
-pytestmark = pytest.mark.federation
+pytestmark = [pytest.mark.federation, pytest.mark.deadlines]
 
 SITES = ["anna", "berta", "clara"]
 ROUNDS, DELTA = 2, 1e-4

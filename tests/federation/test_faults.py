@@ -27,7 +27,7 @@ from tests.federation.disks import Disk
 from tests.federation.processes import Network, cohortium, cohortium_site, lines, wait_for
 from tests.tls import certify
 
-pytestmark = pytest.mark.federation
+pytestmark = [pytest.mark.federation, pytest.mark.deadlines]
 
 CLOCK = Path(__file__).parent / "clock"
 CUT_SECONDS = 30.0

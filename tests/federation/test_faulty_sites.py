@@ -30,7 +30,7 @@ from tests.federation.consortium import SITES, Consortium, digest_of, running_co
 from tests.federation.hostile import FOLDER, HUGE, SITECUSTOMIZE
 from tests.federation.processes import children_of, lines, wait_for
 
-pytestmark = pytest.mark.federation
+pytestmark = [pytest.mark.federation, pytest.mark.deadlines]
 LIMIT = 64 << 20  # the default of --reply-mib
 
 ROOT = Path(__file__).parents[2]

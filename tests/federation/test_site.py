@@ -33,7 +33,7 @@ from tests.federation.site_processes import (
     evil_bundle,
 )
 
-pytestmark = pytest.mark.federation
+pytestmark = [pytest.mark.federation, pytest.mark.deadlines]
 SHAPES = {name: tuple(value.shape) for name, value in decoder_of(PROTOCOL).items()}
 
 

@@ -225,7 +225,8 @@ def test_the_version_is_that_of_the_distribution() -> None:
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_help_and_version_load_nothing_heavy(option: str) -> None:
-    heavy = ("torch", "flwr", "ray", "frictionless", "pandas", "pyarrow", "sklearn", "numpy", "matplotlib")
+    heavy = ("torch", "flwr", "ray", "frictionless", "pandas", "pyarrow", "sklearn", "numpy", "matplotlib",
+             "mlcroissant", "rocrate", "rdflib", "requests")  # fmt: skip
     code = f"""
 import sys
 from server.cli import main

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.audit import read_audit
 from common.errors import ExitCode, FederationError, OutputError, UsageError
 from common.schema import parse_schema
+from common.signing import add_signature
 from common.study import Protocol, Study
 from common.table import Table
 from server import launch as launching
@@ -363,9 +365,17 @@ def test_a_release_is_signed_with_the_consortium_s_key(home: Path, runs: FakeRun
     assert statement["predicate"]["simulation"] is False
     names = {subject["name"] for subject in statement["subject"]}
     assert names >= {"cohort.csv", "privacy.json", "report.html", "study.json"} and "metrics.json" not in names
+    assert names >= {"croissant.json", "ro-crate-metadata.json", "schema.json"}
+    card = json.loads(started.files.croissant.read_text())
+    assert card["creator"]["name"] == "Test" and "A simulation" not in card["description"]
     page = started.files.report.read_text()
     assert "dora" in page and "<script" not in page and "<link" not in page and "src=" not in page
     assert read_audit(home / "audit.jsonl")[-1]["action"] == "release"
+    # What `resume` signs again is the same to the byte, so a hospital's signature stays.
+    both = add_signature(json.loads(started.files.manifest.read_text()), Ed25519PrivateKey.generate())
+    started.files.manifest.write_text(json.dumps(both))
+    release_deployment(started)
+    assert json.loads(started.files.manifest.read_text()) == both
 
 
 def test_the_page_of_a_channel_says_what_was_drawn_and_whose_rows_are_missing(

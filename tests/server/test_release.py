@@ -142,8 +142,8 @@ def test_everything_that_is_released_verifies(release: tuple[Path, dict[str, Any
     names = {subject["name"] for subject in statement["subject"]}
     assert names == {"README.txt", *(path.name for path in released_files(RunFiles(out)))}
     assert names == {
-        "README.txt", "cohort.csv", "cohort.parquet", "gates.json", "metrics.json", "privacy.json", "report.html",
-        "rounds.jsonl", "sites.json", "study.json",
+        "README.txt", "cohort.csv", "cohort.parquet", "croissant.json", "gates.json", "metrics.json", "privacy.json",
+        "report.html", "ro-crate-metadata.json", "rounds.jsonl", "schema.json", "sites.json", "study.json",
     }  # fmt: skip
     assert statement["predicate"]["simulation"] is True and statement["predicate"]["study"] == summary["study_digest"]
     marked = {
@@ -160,8 +160,8 @@ def test_everything_that_is_released_verifies(release: tuple[Path, dict[str, Any
 
 @pytest.mark.parametrize(
     "name",
-    ["README.txt", "cohort.csv", "cohort.parquet", "gates.json", "metrics.json", "privacy.json", "report.html",
-     "rounds.jsonl", "sites.json", "study.json"],
+    ["README.txt", "cohort.csv", "cohort.parquet", "croissant.json", "gates.json", "metrics.json", "privacy.json",
+     "report.html", "ro-crate-metadata.json", "rounds.jsonl", "schema.json", "sites.json", "study.json"],
 )  # fmt: skip
 @pytest.mark.parametrize("where", [0.0, 0.5, 1.0])
 def test_one_flipped_bit_is_found_and_named(release: tuple[Path, dict[str, Any]], name: str, where: float) -> None:

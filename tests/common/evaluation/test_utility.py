@@ -57,7 +57,7 @@ def frame_of(table: Table) -> pd.DataFrame:
             "x": table["x"],
             "z": table["z"],
             "c": pd.Categorical.from_codes(
-                np.nan_to_num(table["c"], nan=-1).astype(int).tolist(), categories=["p", "q", "r"]
+                np.nan_to_num(table["c"], nan=-1).astype(int), categories=pd.Index(["p", "q", "r"])
             ),
         }
     )

@@ -12,21 +12,17 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from common.digest import sha256_of_file
 from common.errors import FederationError
 from common.files import write_atomic
 from common.keys import key_id
 from common.privacy.statement import epsilon_in_words, largest_epsilon, privacy_statement
 from common.signing import public_pem, statement_for
-from common.study import Protocol
 from server.consortium import audit_of, load_facts, load_release_key
-from server.figures import certificates
 from server.launch import Launch, complete_lines
-from server.release import RELEASE_KEY, expected_signers, write_manifest, write_readme, write_statement
+from server.release import RELEASE_KEY, expected_signers, read_json, write_manifest, write_readme, write_statement
 from server.release_readme import README
-from server.report import alike_lines, mode_in_words, released_rows
+from server.report import render_deployment
 from server.run import RunFiles
 from server.spending import planned_events
 from server.witness import Seen, Witness
@@ -59,7 +55,16 @@ def release_deployment(started: Launch) -> dict[str, Any]:
     check_ledgers(rounds, heads)
     statement = privacy_statement(protocol, planned_events(protocol, patients, len(rounds)), patients)
     write_statement(files.privacy, statement)
-    write_atomic(files.report, _report(protocol, facts["name"], sites, rounds, statement, _without_rows(files)))
+    report = render_deployment(
+        protocol,
+        facts["name"],
+        sites,
+        rounds,
+        statement,
+        evaluation=read_json(files.evaluation),
+        channel=read_json(files.release),
+    )
+    write_atomic(files.report, report)
     write_atomic(files.out / RELEASE_KEY, public_pem(key.public_key()))
     predicate = {
         "study": protocol.digest,
@@ -116,46 +121,5 @@ def released_names(files: RunFiles) -> list[str]:
     return sorted(path.name for path in [*paths, *(p for p in (files.release, files.evaluation) if p.exists())])
 
 
-def _without_rows(files: RunFiles) -> dict[str, str]:
-    """The sites that were asked for rows and sent none that could be used, with the reasons."""
-    return dict(json.loads(files.release.read_text(encoding="utf-8"))["dropped"]) if files.release.exists() else {}
-
-
 def _channel_rows(files: RunFiles) -> int:
     return sum(json.loads(files.release.read_text(encoding="utf-8"))["rows"].values())
-
-
-def _report(
-    protocol: Protocol,
-    consortium: str,
-    sites: Mapping[str, Any],
-    rounds: list[dict[str, Any]],
-    statement: Mapping[str, Any],
-    without_rows: Mapping[str, str],
-) -> str:
-    """One self-contained page. Names come from files that people write: everything is escaped, except our own SVG."""
-    environment = Environment(
-        loader=PackageLoader("server", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters["fixed"] = lambda value: value if isinstance(value, str) else f"{value:.3f}"
-    bound = protocol.study.model.decoder_lipschitz if protocol.study.training.mode != "none" else None
-    return environment.get_template("deployed.html.j2").render(
-        study=protocol.study,
-        digest=protocol.digest,
-        consortium=consortium,
-        mode=mode_in_words(protocol.study),
-        sites=sites,
-        rounds=rounds,
-        answered={name: sum(name in line["answered"] for line in rounds) for name in sites["joined"]},
-        largest_certificate=max(line["certificate"] for line in rounds),
-        bound=bound,
-        statement=statement,
-        epsilon=epsilon_in_words(statement),
-        lines=alike_lines(statement),
-        released=released_rows(statement),
-        without_rows=without_rows,
-        exposures={entry["site"]: entry["exposure"] for entry in statement["entries"]},
-        columns=protocol.schema.columns,
-        certificates=certificates(rounds, bound),
-        version=version("cohortium"),
-    )

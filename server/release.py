@@ -72,7 +72,15 @@ def release_simulation(result: SimulationResult, held_out: Table | None, *, thor
     rounds = read_rounds(files)
     result.seconds["evaluation"] = time.perf_counter() - started
 
-    report = render_report(protocol, sites, rounds, statement, metrics, cohort, result.real)
+    report = render_report(
+        protocol,
+        sites,
+        rounds,
+        statement,
+        metrics,
+        evaluation=read_json(files.evaluation),
+        channel=read_json(files.release),
+    )
     write_atomic(files.report, report)
     sign_release(files, protocol, heads)
     result.seconds["release"] = time.perf_counter() - started
@@ -97,6 +105,11 @@ def write_statement(path: Path, statement: dict[str, Any]) -> None:
             fix="nothing was released; report this as a defect of Cohortium, with the study and the ledgers",
         )
     write_atomic(path, json.dumps(statement, indent=1, allow_nan=False))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A document of a run; None where the run has none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def read_rounds(files: RunFiles) -> list[dict[str, Any]]:

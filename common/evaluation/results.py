@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from common.evaluation.counts import CountPlan, Key, Population
 from common.evaluation.plan import MODELS, count_plan, outcome_levels, score_names
 from common.evaluation.pooled import PooledCounts, auroc, calibration, distance, pool
+from common.evaluation.shares import marginal_shares
 from common.evaluation.tabulate import tabulate
 from common.privacy.evaluation_release import evaluation_event
 from common.privacy.holdout import holdout_patients
@@ -56,6 +57,8 @@ def evaluation_results(
     for name, members in groups.items():
         pooled = pool(plan, {s: counts[s] for s in members}, {s: people[s] for s in members}, deviations)
         results[name] = _results(protocol, plan, pooled, own)
+        if name == ALL:
+            results[name]["marginal_shares"] = marginal_shares(protocol.schema, pooled, own)
         results[name]["scores"] = {score: _number(value) for score, value in found.get(name, {}).items()}
     return {
         "schema_version": SCHEMA_VERSION,

@@ -19,6 +19,10 @@ NO_FINITE = {
     "non-private": "non-private reference: no finite ε",
 }
 NOISED = "constrained with update noise: its ε is in the table"
+NO_AXIS = (
+    "A run without a finite ε is drawn as a level: it has no place on the ε axis, and its distance to a dpsgd run is"
+    " not an exchange rate between privacy and utility. A dpsgd run whose ε is infinite is not drawn."
+)
 
 
 @dataclass(frozen=True)
@@ -147,3 +151,18 @@ def label_positions(values: Sequence[float], gap: float, limits: tuple[float, fl
         ceiling = placed[k] - gap
     heights = dict(zip(order, placed, strict=True))
     return [heights[i] for i in range(len(values))]
+
+
+def epsilon_text(line: Line) -> str:
+    """The cell of the table; what the number is an ε of stands below it."""
+    if line.epsilon is None:
+        return "not known"
+    return f"{line.epsilon:.3g}" if isinstance(line.epsilon, float) else "no finite ε"
+
+
+def spread_text(value: Spread | None, finished: int = 1, *, ranges: bool = True) -> str:
+    """Mean, and the range over several seeds; how many where a seed has no value."""
+    if value is None:
+        return "not defined"
+    text = f"{value.mean:.3f}" + (f" ({value.low:.3f}-{value.high:.3f})" if ranges and value.count > 1 else "")
+    return text + (f", {value.count} of {finished} seeds" if value.count < finished else "")

@@ -5,19 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.table import Table as RichTable
 
 from common.files import write_atomic
-from server.compare_figure import epsilon_terms, figure_data
-from server.compare_records import METRICS, Comparison, Line, Spread
-from server.figures import utility_against_epsilon
+from server.compare_figure import NO_AXIS, epsilon_terms, epsilon_text, figure_data, spread_text
+from server.compare_records import METRICS, Comparison
+from server.report.environment import environment
+from server.report.figures_frontier import utility_against_epsilon
 
 JSON_NAME, HTML_NAME = "compare.json", "compare.html"
-NO_AXIS = (
-    "A run without a finite ε is drawn as a level: it has no place on the ε axis, and its distance to a dpsgd run is"
-    " not an exchange rate between privacy and utility. A dpsgd run whose ε is infinite is not drawn."
-)
 
 
 def write_comparison(comparison: Comparison, out: Path) -> None:
@@ -28,18 +24,15 @@ def write_comparison(comparison: Comparison, out: Path) -> None:
 
 def render_comparison(comparison: Comparison) -> str:
     """The page as HTML that needs no network. Names come from files that people write: everything is escaped."""
-    environment = Environment(
-        loader=PackageLoader("server", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters["spread"] = spread_text
-    environment.filters["epsilon"] = epsilon_text
+    templates = environment()
+    templates.filters["spread"] = spread_text
+    templates.filters["epsilon"] = epsilon_text
     data = figure_data(comparison)
-    return environment.get_template("compare.html.j2").render(
+    return templates.get_template("compare.html.j2").render(
         comparison=comparison,
         metrics=METRICS,
         terms=epsilon_terms(comparison),
         figure=None if data is None else utility_against_epsilon(data),
-        figure_in_words="" if data is None else data.in_words,
         no_axis=NO_AXIS,
     )
 
@@ -78,18 +71,3 @@ def comparison_notes(comparison: Comparison, out: Path) -> str:
     parts += [*comparison.notes, comparison.caution]
     parts += ["", f"{out / HTML_NAME}", f"{out / JSON_NAME}", f"{out / 'runs'} (every run with its own report)"]
     return "\n".join(parts)
-
-
-def epsilon_text(line: Line) -> str:
-    """The cell of the table; what the number is an ε of stands below it."""
-    if line.epsilon is None:
-        return "not known"
-    return f"{line.epsilon:.3g}" if isinstance(line.epsilon, float) else "no finite ε"
-
-
-def spread_text(value: Spread | None, finished: int = 1, *, ranges: bool = True) -> str:
-    """Mean, and the range over several seeds; how many where a seed has no value."""
-    if value is None:
-        return "not defined"
-    text = f"{value.mean:.3f}" + (f" ({value.low:.3f}-{value.high:.3f})" if ranges and value.count > 1 else "")
-    return text + (f", {value.count} of {finished} seeds" if value.count < finished else "")

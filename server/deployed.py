@@ -13,7 +13,6 @@ from importlib.metadata import version
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from common.digest import sha256_of_file
 from common.errors import FederationError
@@ -22,10 +21,8 @@ from common.gates import GatesDocument, override_summary
 from common.keys import key_id
 from common.privacy.statement import epsilon_in_words, largest_epsilon, privacy_statement
 from common.signing import public_pem, statement_for
-from common.study import Protocol
 from server.cohort_check import check_cohort
 from server.consortium import audit_of, load_facts, load_release_key
-from server.figures import certificates
 from server.gating import (
     Candidate,
     Decision,
@@ -44,12 +41,13 @@ from server.release import (
     expected_rows,
     expected_signers,
     former_audit,
+    read_json,
     write_descriptions,
     write_manifest,
     write_statement,
 )
 from server.release_readme import README
-from server.report import alike_lines, mode_in_words, released_rows
+from server.report import render_deployment
 from server.run import RunFiles
 from server.spending import planned_events
 from server.witness import Seen, Witness
@@ -112,7 +110,18 @@ def _release(started: Launch, decision: Decision) -> dict[str, Any]:
     )
     document, error = resolve(files, protocol, judge(candidate), decision, key_id(key.public_key()))
     if statements_hold(document):
-        write_atomic(files.report, _report(protocol, facts["name"], sites, rounds, statement, _without_rows(files)))
+        report = render_deployment(
+            protocol,
+            facts["name"],
+            sites,
+            rounds,
+            statement,
+            evaluation=read_json(files.evaluation),
+            channel=read_json(files.release),
+            gates=document.to_json(),
+            audit=audit.document if audit is not None else None,
+        )
+        write_atomic(files.report, report)
     else:
         files.report.unlink(missing_ok=True)
     _log_gates(started, document, opened=error is None)
@@ -202,44 +211,3 @@ def released_names(files: RunFiles) -> list[str]:
     ]
     optional = (files.release, files.evaluation, files.audit, files.gates)
     return sorted(path.name for path in [*paths, *(p for p in optional if p.exists())])
-
-
-def _without_rows(files: RunFiles) -> dict[str, str]:
-    """The sites that were asked for rows and sent none that could be used, with the reasons."""
-    return dict(json.loads(files.release.read_text(encoding="utf-8"))["dropped"]) if files.release.exists() else {}
-
-
-def _report(
-    protocol: Protocol,
-    consortium: str,
-    sites: Mapping[str, Any],
-    rounds: list[dict[str, Any]],
-    statement: Mapping[str, Any],
-    without_rows: Mapping[str, str],
-) -> str:
-    """One self-contained page. Names come from files that people write: everything is escaped, except our own SVG."""
-    environment = Environment(
-        loader=PackageLoader("server", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters["fixed"] = lambda value: value if isinstance(value, str) else f"{value:.3f}"
-    bound = protocol.study.model.decoder_lipschitz if protocol.study.training.mode != "none" else None
-    return environment.get_template("deployed.html.j2").render(
-        study=protocol.study,
-        digest=protocol.digest,
-        consortium=consortium,
-        mode=mode_in_words(protocol.study),
-        sites=sites,
-        rounds=rounds,
-        answered={name: sum(name in line["answered"] for line in rounds) for name in sites["joined"]},
-        largest_certificate=max(line["certificate"] for line in rounds),
-        bound=bound,
-        statement=statement,
-        epsilon=epsilon_in_words(statement),
-        lines=alike_lines(statement),
-        released=released_rows(statement),
-        without_rows=without_rows,
-        exposures={entry["site"]: entry["exposure"] for entry in statement["entries"]},
-        columns=protocol.schema.columns,
-        certificates=certificates(rounds, bound),
-        version=version("cohortium"),
-    )

@@ -117,7 +117,17 @@ def _release_simulation(
     )
     document, error = resolve(files, protocol, judge(candidate), decision, release_key="")
     if statement is not None and metrics is not None and cohort is not None and statements_hold(document):
-        report = render_report(protocol, sites, rounds, statement, metrics, cohort, result.real)
+        report = render_report(
+            protocol,
+            sites,
+            rounds,
+            statement,
+            metrics,
+            evaluation=read_json(files.evaluation),
+            channel=read_json(files.release),
+            gates=document.to_json(),
+            audit=audit.document if audit is not None else None,
+        )
         write_atomic(files.report, report)
     else:
         files.report.unlink(missing_ok=True)
@@ -202,6 +212,11 @@ def write_statement(path: Path, statement: dict[str, Any]) -> None:
             fix="nothing was released; report this as a defect of Cohortium, with the study and the ledgers",
         )
     write_atomic(path, json.dumps(statement, indent=1, allow_nan=False))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A document of a run; None where the run has none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def read_rounds(files: RunFiles) -> list[dict[str, Any]]:

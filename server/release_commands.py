@@ -1,4 +1,4 @@
-"""Commands of `cohortium` for a finished release: verify, bundle-release and add-signature."""
+"""Commands of `cohortium` for a finished release: verify, report, bundle-release and add-signature."""
 
 from __future__ import annotations
 
@@ -46,6 +46,32 @@ def verify(
             results.print(
                 "The key lies beside the files: this shows that they fit together, not who made them.", soft_wrap=True
             )
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run, or of an unpacked release.")],
+    audit: Annotated[Path | None, typer.Option(help="audit.json of `cohortium audit`, to be shown in it.")] = None,
+    compare: Annotated[
+        Path | None, typer.Option(help="compare.json of `cohortium compare`, to be shown in it.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write the page; default: RUN-report.html in this folder.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Render the report again from the files of a run, with an audit or a comparison that came later.
+
+    The signed report.html stays as it is. Exit code 4: the folder is no finished run, or the audit or comparison is
+    of another study; 11: a signed file was changed.
+    """
+    from server.report.again import report_again
+
+    written = report_again(run, out, audit, compare)
+    if as_json:
+        write_json({"out": str(written)})
+    else:
+        results.print(str(written), soft_wrap=True)
 
 
 @app.command("add-signature")

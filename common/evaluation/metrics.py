@@ -21,10 +21,12 @@ from common.evaluation.fairness import by_group
 from common.evaluation.fidelity import compare
 from common.evaluation.inference import compare_effects
 from common.evaluation.inflation import measure_inflation
+from common.evaluation.marginals import compare_marginals
 from common.evaluation.missingness import compare_missingness
 from common.evaluation.outcome_models import OutcomeModel, fit_outcome_models, why_no_model
 from common.evaluation.pairs import compare_correlations, compare_pairs
 from common.evaluation.plain import plain
+from common.evaluation.roc import roc_curves
 from common.evaluation.sample import at_most
 from common.evaluation.utility import train_and_test, utility_gap
 from common.table import Table
@@ -94,6 +96,7 @@ def evaluate(
         },
         "target": target,
         "fidelity": asdict(fidelity) | {"skipped": list(fidelity.skipped)},
+        "marginals": plain(compare_marginals(synthetic, real)),
         "utility": utility,
         "utility_reason": reason,
     }
@@ -160,6 +163,7 @@ class _Parts:
         part("missingness", lambda: vars(compare_missingness(self.synthetic, self.real)))
         part("detection", lambda: self._detection(detection))
         part("calibration", lambda: self._calibration(models))
+        part("roc", lambda: self._roc(models))
         part("effects", lambda: self._effects(cut))
         part("inflation", lambda: self._inflation(inflation))
         part("groups", lambda: self._groups(groups, sites, models))
@@ -191,6 +195,12 @@ class _Parts:
                 models[name] = fit_outcome_models(table, target, self.seed)
                 found[name] = calibrate(models[name], test, target)
         return found
+
+    def _roc(self, models: Mapping[str, tuple[OutcomeModel, ...]]) -> Part:
+        test, target = self._needed()
+        if not models:
+            raise DataError("neither the cohort nor the patients allow a model of the outcome")
+        return {name: roc_curves(fitted, test, target) for name, fitted in models.items()}
 
     def _effects(self, rng: np.random.Generator) -> Part:
         target = self._target()

@@ -16,6 +16,17 @@ from common.evaluation.pairs import WORST, PairDistance, distance_of_counts, exp
 from common.table import Table
 
 PATTERNS = 50  # most common patterns that have a cell of their own; all others share one
+LISTED = 12  # most common patterns that are listed
+DIGITS = 4  # of a share, which is there to be looked at
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Columns that a row lacks, none or several, and the share of synthetic and of real rows that lack just these."""
+
+    columns: tuple[str, ...]
+    synthetic: float
+    real: float
 
 
 @dataclass(frozen=True)
@@ -25,7 +36,8 @@ class Missingness:
     `patterns` is the total variation over the `cells` most common patterns of both tables together and one cell for
     all others, `patterns_chance` what chance alone would give, `others` the share of synthetic and of real rows in that
     last cell. `together` is the mean over `pairs` of columns of the difference in the share of rows that lack both,
-    `worst` the largest, each with its mean under chance alone. None and a `reason` where no value is missing anywhere.
+    `worst` the largest, each with its mean under chance alone. `common` lists the most common patterns of both tables
+    together. None and a `reason` where no value is missing anywhere.
     """
 
     patterns: float | None
@@ -35,6 +47,7 @@ class Missingness:
     together: float | None
     pairs: int
     worst: tuple[PairDistance, ...]
+    common: tuple[Pattern, ...] = ()
     reason: str = ""
 
 
@@ -47,9 +60,10 @@ def compare_missingness(synthetic: Table, real: Table) -> Missingness:
     gone = [np.isnan(table.values) for table in (synthetic, real)]
     columns = np.flatnonzero(gone[0].any(axis=0) | gone[1].any(axis=0))
     if columns.size == 0:
-        return Missingness(None, None, 0, (0.0, 0.0), None, 0, (), "not possible because no value is missing")
+        return Missingness(None, None, 0, (0.0, 0.0), None, 0, (), (), "not possible because no value is missing")
     gone = [side[:, columns] for side in gone]
-    a, b, cells = _pattern_counts(*gone)
+    a, b, patterns = _pattern_counts(*gone)
+    cells = len(patterns)
     names = [real.schema.names[j] for j in columns]
     pairs = _pairs(gone[0], gone[1], names)
     return Missingness(
@@ -60,11 +74,19 @@ def compare_missingness(synthetic: Table, real: Table) -> Missingness:
         together=float(np.mean([pair.value for pair in pairs])) if pairs else None,
         pairs=len(pairs),
         worst=tuple(sorted(pairs, key=lambda pair: -pair.value)[:WORST]),
+        common=tuple(
+            Pattern(
+                tuple(name for name, lacks in zip(names, pattern, strict=True) if lacks),
+                round(float(a[k] / a.sum()), DIGITS),
+                round(float(b[k] / b.sum()), DIGITS),
+            )
+            for k, pattern in enumerate(patterns[:LISTED])
+        ),
     )
 
 
-def _pattern_counts(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Rows of each table with every common pattern, the last entry for all others, and the number of common ones."""
+def _pattern_counts(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of each table with every common pattern, the last entry for all others, and the common ones as booleans."""
     patterns, which = np.unique(np.packbits(np.vstack([a, b]), axis=1), axis=0, return_inverse=True)
     which = which.ravel()
     sides = [np.bincount(part, minlength=len(patterns)) for part in (which[: len(a)], which[len(a) :])]
@@ -72,7 +94,7 @@ def _pattern_counts(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarra
     order = np.argsort(-(sides[0] / len(a) + sides[1] / len(b)), kind="stable")
     own, rest = order[:PATTERNS], order[PATTERNS:]
     first, second = (np.append(side[own], side[rest].sum()).astype(np.float64) for side in sides)
-    return first, second, own.size
+    return first, second, np.unpackbits(patterns[own], axis=1, count=a.shape[1]).astype(bool)
 
 
 def _pairs(a: np.ndarray, b: np.ndarray, names: list[str]) -> list[PairDistance]:

@@ -25,6 +25,7 @@ from common.evaluation.plan import (
 )
 from common.evaluation.pooled import PooledCounts, auroc, calibration, distance, miscalibration, pool
 from common.evaluation.scores import DETECTION_ROWS
+from common.evaluation.shares import marginal_shares
 from common.evaluation.tabulate import own_counts, scored_outcomes
 from common.evaluation.unnoised_attacks import unnoised_attacks
 from common.privacy.evaluation_release import evaluation_event
@@ -84,6 +85,8 @@ def evaluation_results(
             "scores": _mean_scores(found, of),
             "attacks": _attacks(protocol, len(cohort), pooled, found, of),
         }
+        if name == ALL:
+            results[name]["marginal_shares"] = marginal_shares(protocol.schema, pooled, own)
     return {
         "schema_version": SCHEMA_VERSION,
         "method": evaluation.method,

@@ -10,7 +10,8 @@ federated-evaluation  seconds of a site's answer to an evaluation, and widths of
 deployment  a real consortium of many sites on this machine: seconds a round, processor time, memory, requests
 accounting  seconds that accountant and ledger take in a study of 18 sites and 60 rounds
 frontier    leakage (canaries, membership) against utility, over the settings that a study chooses
-picture     the README's picture, from a finished `cohortium demo`
+picture     the README's picture of columns, from a finished `cohortium demo`
+report-picture  the README's picture of the report, from a finished run; needs Chromium
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ def main() -> None:
     picture = commands.add_parser("picture", help="the README's picture")
     picture.add_argument("demo", type=Path, help="the demo's output directory")
     picture.add_argument("png", type=Path, help="where to write the picture")
+    report = commands.add_parser("report-picture", help="the README's picture of the report")
+    report.add_argument("run", type=Path, help="the folder of a finished run")
+    report.add_argument("png", type=Path, help="where to write the picture")
     for command in (quality, simulate, training, channel, generation, frontier, evaluation, federated):
         command.add_argument("data", type=Path, help="folder with schema.json, sites/*.csv and test.csv")
         command.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
@@ -91,6 +95,8 @@ def main() -> None:
         from tests.bench.frontier import run
     elif arguments.command == "accounting":
         from tests.bench.accounting import run
+    elif arguments.command == "report-picture":
+        from tests.bench.picture import photograph as run
     else:
         from tests.bench.picture import run
     run(arguments)

@@ -1,14 +1,17 @@
-"""The README's picture: eight columns of the demo, real patients beside the released cohort."""
+"""The README's pictures: eight columns of the demo, and the first page of its report as a browser shows it."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
 
-import numpy as np
+from PIL import Image
 
-from common.table import Table, read_table
-from server.demo_study import prepare_demo
-from server.figures import marginals_figure
+from server.report.figures_fidelity import marginals_figure
 
 COLUMNS = (
     "age_years",
@@ -20,12 +23,39 @@ COLUMNS = (
     "previous_preterm_birth",
     "preterm_birth",
 )
+ACROSS = 4
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+SIZE = (1280, 1620)
+COLOURS = 64  # of a picture of text, which needs few
 
 
 def run(arguments: argparse.Namespace) -> None:
-    with prepare_demo() as demo:
-        schema = demo.protocol.schema
-        sites = [read_table(path, schema)[0].values for path in sorted(demo.sites.glob("*.csv"))]
-    cohort, _ = read_table(arguments.demo / "cohort.csv", schema)
-    figure = marginals_figure(cohort, Table(schema, np.vstack(sites)), [schema[name] for name in COLUMNS])
-    figure.savefig(arguments.png, dpi=110)
+    metrics = json.loads((arguments.demo / "metrics.json").read_text(encoding="utf-8"))
+    by_name = {column["column"]: column for column in metrics["marginals"]}
+    marginals_figure([by_name[name] for name in COLUMNS], ACROSS).savefig(arguments.png, dpi=110)
+
+
+def photograph(arguments: argparse.Namespace) -> None:
+    """The top of RUN/report.html at 1280 pixels, in a palette of few colours."""
+    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if browser is None:
+        raise SystemExit(f"no browser: install Chromium (looked for {', '.join(BROWSERS)})")
+    page = arguments.run / "report.html"
+    if not page.exists():
+        raise SystemExit(f"{page}: does not exist; name the folder of a finished run")
+    with tempfile.TemporaryDirectory() as folder:
+        shot = Path(folder) / "shot.png"
+        command = [browser, "--headless", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={folder}/profile"]
+        # Chromium's sandbox does not start as root, as in a container; the page is our own and loads nothing.
+        command += [
+            "--no-sandbox",
+            f"--window-size={SIZE[0]},{SIZE[1]}",
+            f"--screenshot={shot}",
+            page.resolve().as_uri(),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        if not shot.exists():
+            raise SystemExit(f"{browser} made no picture (code {done.returncode}): {done.stderr[-500:]}")
+        with Image.open(shot) as image:
+            image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(arguments.png, optimize=True)
+    print(f"{arguments.png}: {arguments.png.stat().st_size // 1024} KiB")

@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from pydantic import ValidationError
 
 from common.errors import FederationError
-from server import figures
 from server.compare_figure import FigureData, epsilon_terms, figure_data, label_positions
 from server.compare_records import Comparison, exposure_in_words, spread
 from server.compare_report import comparison_notes, render_comparison, write_comparison
+from server.report import figures_frontier
 from tests.server.comparison import Compare, Runs, by_line, plan, statement_of
 
 HOSTILE = "<script>alert(1)</script>"
@@ -125,8 +125,8 @@ def test_without_held_out_patients_the_figure_shows_fidelity(compare: Compare, f
 
 def drawn(monkeypatch: pytest.MonkeyPatch, data: FigureData) -> Figure:
     kept: list[Figure] = []
-    monkeypatch.setattr(figures, "_svg", lambda figure: kept.append(figure) or "")
-    figures.utility_against_epsilon(data)
+    monkeypatch.setattr(figures_frontier, "to_svg", lambda figure, *_: kept.append(figure) or "")
+    figures_frontier.utility_against_epsilon(data)
     return kept[0]
 
 

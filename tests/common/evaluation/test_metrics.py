@@ -18,7 +18,8 @@ from tests.common.evaluation.evaluated import SCHEMA as CLINICAL
 from tests.common.evaluation.evaluated import patients
 
 PARTS = (
-    "pairs", "correlations", "missingness", "detection", "calibration", "effects", "inflation", "groups", "attacks",
+    "pairs", "correlations", "missingness", "detection", "calibration", "roc", "effects", "inflation", "groups",
+    "attacks",
 )  # fmt: skip
 FIELDS = [
     {"name": "x", "type": "number", "constraints": {"minimum": 0, "maximum": 1}},
@@ -204,7 +205,7 @@ def test_parts_that_need_patients_or_a_target_say_so() -> None:
     assert "no rows" in document["attacks"]["reason"] and "no rows" in document["inflation"]["reason"]
     aimless = parse_schema({"fields": FIELDS})
     document = strict(evaluate(draw(60, 0, aimless), draw(60, 1, aimless), draw(60, 2, aimless), 0))
-    for name in ("calibration", "effects", "inflation"):
+    for name in ("calibration", "roc", "effects", "inflation"):
         assert "the schema names no target" in document[name]["reason"]
     assert document["attacks"]["reason"] == "" and document["pairs"]["mean"] is not None
 

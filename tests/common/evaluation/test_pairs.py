@@ -103,6 +103,12 @@ def test_patterns_of_missing_values_are_compared_as_whole_rows() -> None:
     values = {pair.columns: pair.value for pair in found.worst}
     assert values["creatinine", "stage"] == pytest.approx(abs(both[0] - both[1]))
     assert found.together == pytest.approx(np.mean(list(values.values()))) and found.pairs == 3
+    names = ("creatinine", "stage", "died")
+    for pattern in found.common:
+        lacks = tuple(name in pattern.columns for name in SCHEMA.names)
+        assert (pattern.synthetic, pattern.real) == pytest.approx((p[lacks] / 300, q[lacks] / 200), abs=5e-5)
+        assert set(pattern.columns) <= set(names)
+    assert len(found.common) == min(found.cells, 12) and found.common[0].columns == ()
 
 
 def test_values_that_go_missing_together_are_seen_where_rates_agree() -> None:

@@ -77,15 +77,16 @@ def test_files_and_keys(candidate: Path) -> None:
     envelope, document = approve(candidate, KEY, by="B", reason=REASON), read_gates(DOCUMENT)
     held = digests(candidate)
     mine = key_id(KEY.public_key())
-    for files, options, words in (
+    cases: list[tuple[dict[str, str], dict[str, Any], str]] = [
         (held | {"cohort.csv": "0" * 64}, {}, r"cohort\.csv is not the file"),
         (held | {"audit.json": "0" * 64}, {}, r"audit\.json is not the file"),
         ({"study.json": held["study.json"]}, {}, r"cohort\.csv was approved and is not there"),
         (held, {"release_key": mine}, "another person's"),
         (held, {"allowed": ["0" * 64]}, "override_keys"),
-    ):
+    ]
+    for files, options, words in cases:
         with pytest.raises(VerifyError, match=words):
-            override_of(envelope, document, files, **({"release_key": "0" * 64} | options))
+            override_of(envelope, document, files, **{"release_key": "0" * 64, **options})
     override_of(envelope, document, held, release_key="0" * 64, allowed=[mine])
 
 

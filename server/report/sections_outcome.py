@@ -136,6 +136,9 @@ def _calibration(documents: Documents) -> list[Block]:
 
 def inference(documents: Documents) -> Section:
     """Agreement of effects, and how far p-values of the cohort are inflated."""
+    title = "Inference: would an analyst conclude the same?"
+    if documents.metrics is None:
+        return Section("inference", title, (Paragraph(sentence(documents.part("effects")[1])),))
     blocks: list[Block] = []
     found, reason = documents.part("effects")
     if found is None:
@@ -149,7 +152,7 @@ def inference(documents: Documents) -> Section:
         blocks.append(Paragraph(sentence(reason)))
     else:
         blocks += _inflation(found["levels"])
-    return Section("inference", "Inference: would an analyst conclude the same?", tuple(blocks))
+    return Section("inference", title, tuple(blocks))
 
 
 def _effects(found: Mapping[str, Any], index: int, documents: Documents) -> list[Block]:

@@ -9,7 +9,7 @@ from common.evaluation.results import ALL
 from server.report import figures_fidelity, figures_outcome
 from server.report.blocks import Block, Gallery, Heading, Note, Paragraph, Picture, Section, table
 from server.report.documents import Documents
-from server.report.sections_attacks import attack_blocks
+from server.report.sections_attacks import attack_blocks, is_report
 from server.report.words import MODELS, TRAINED, interval, number, percent, plural, sentence
 
 DRAWN = 32  # columns that are drawn
@@ -258,7 +258,7 @@ def _attacks(results: Results, documents: Documents) -> list[Block]:
         return []
     blocks: list[Block] = [Heading("Attacks on the sites' own patients")]
     for index, (site, report) in enumerate(found):
-        if isinstance(report, Mapping) and {"attacks", "membership", "overall"} <= set(report):
+        if is_report(report):
             blocks += [Heading(site), *attack_blocks(report, f"site{index}")]
         elif isinstance(report, Mapping) and report.get("reason"):
             blocks.append(Paragraph(f"{site}: {sentence(str(report['reason']))}"))

@@ -391,7 +391,7 @@ def test_the_page_of_a_channel_says_what_was_drawn_and_whose_rows_are_missing(
     release_deployment(started)
     page = started.files.report.read_text()
     assert "with Gaussian noise of 2 times that norm" in page and "no noise" not in page
-    assert "every patient, <strong>conditional</strong>" in page and "added to no other number" in page
+    assert "every patient, conditional" in page and "added to no other number" in page
     assert page.count("rows, each of one patient drawn") == len(PATIENTS)
     assert page.count("None of them is in the cohort (no reply); they are stated as spent.") == 1
 

@@ -270,7 +270,7 @@ def test_results_of_the_sites_that_this_version_does_not_know_are_named() -> Non
     more = {site: {**one, "attacks": report, "novel": 1} for site, one in found.evaluation["results"].items()}
     text = Tree(render(replace(found, evaluation={**found.evaluation, "results": more}))).text
     assert "evaluation.json holds more than this page shows: novel." in text
-    assert "Attacks on the sites' own patients" in text
+    assert "Attacks on the sites' own patients" in text and "All attacks together" in text
 
 
 def test_names_are_text_everywhere() -> None:

@@ -193,9 +193,7 @@ def what_leaves(protocol: Protocol) -> list[str]:
             f" bounded encoder, with noise calibrated to epsilon {study.channel.epsilon:g}"
         )
     else:
-        found.append(
-            f"after the last round: nothing; the coordinator samples {study.release.rows} rows from the decoder"
-        )
+        found.append(f"for the cohort: nothing; the coordinator samples {study.release.rows} rows from the decoder")
     return found + _evaluation_leaves(protocol)
 
 

@@ -8,6 +8,7 @@ import math
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -22,10 +23,11 @@ from client.bundles import (
     printable,
     read_bundle,
 )
-from client.review import Review, render, render_list
+from client.review import Review, render, render_list, what_leaves
 from client.start_commands import app
 from common.audit import read_audit
 from common.errors import CohortiumError, OutputError, SiteError
+from common.evaluation.plan import count_plan
 from common.messages import JOIN, Status
 from common.study import Protocol
 from server.bundle import build_bundle
@@ -99,6 +101,25 @@ def test_the_channel_and_withheld_columns_are_named(tmp_path: Path) -> None:
     [rows] = [line for line in text.splitlines() if "its rows by themselves: epsilon" in line]
     assert 1.4 < float(rows.split("epsilon ")[1].split(";")[0]) <= 1.5
     assert "holds only given the encoder and decoder" in rows and "added to no other number" in rows
+
+
+@pytest.mark.parametrize(
+    ("settings", "how"),
+    [
+        (
+            {"method": "accounted", "epsilon": 2.5},
+            "with Gaussian noise calibrated to epsilon 2.5 for all of them together",
+        ),
+        ({"method": "unnoised"}, "no epsilon covers them"),
+    ],
+)
+def test_an_evaluation_is_named_with_what_covers_it(settings: dict[str, Any], how: str) -> None:
+    protocol = study(study={"target": "dead"}, evaluation=settings | {"holdout": 0.25, "secrets": ["age"]})
+    *_, tables, attacks = what_leaves(protocol)
+    plan = count_plan(protocol)
+    assert f"{len(plan.tables)} tables" in tables and f"({plan.size} numbers)" in tables and how in tables
+    assert "guesses at age" in attacks and "the 25% who are held out" in attacks
+    assert not any("compare" in line for line in what_leaves(study()))
 
 
 def test_a_request_on_disk_that_was_changed_is_not_shown_as_the_study(site: Stewarded) -> None:

@@ -179,12 +179,18 @@ def what_leaves(protocol: Protocol) -> list[str]:
         "constrained": f"projected onto Euclidean norm {radius:g}"
         + (", with noise" if study.privacy.update_noise else ""),
         "dpsgd": f"trained with DP-SGD and projected onto Euclidean norm {radius:g}",
+        "anchored": "",
         "none": "without any bound",
     }[mode]
-    found = [
-        "when joining: the site's name, its number of patients, and the signed head of its ledger",
-        f"in each of {rounds} rounds: one update of the decoder, {how}, and the signed head of the ledger",
-    ]
+    found = ["when joining: the site's name, its number of patients, and the signed head of its ledger"]
+    if study.anchor.epsilon is not None:
+        found.append(
+            "then, twice: statistics with Gaussian noise, calibrated to epsilon"
+            f" {study.anchor.epsilon:g} for both together: counts of every column's values or bins, and second moments"
+            " of rows that were encoded with the noised counts of all sites and clipped"
+        )
+    if rounds > 0:
+        found.append(f"in each of {rounds} rounds: one update of the decoder, {how}, and the signed head of the ledger")
     if study.release.method == "channel":
         share = study.channel.release_share
         who = "all patients" if share == 0 else f"{share:.0%} of the patients, who do not train"

@@ -66,7 +66,8 @@ def run_study(grid: Grid, settings: RunSettings, files: RunFiles, key: Ed25519Pr
     if settings.resume and files.decoder.exists():
         checkpoint = load_checkpoint(files.decoder, protocol)
         decoder, completed = checkpoint.decoder, checkpoint.round
-        complete_rounds(files.rounds, checkpoint)
+        if protocol.study.training.rounds > 0:
+            complete_rounds(files.rounds, checkpoint)
         members = gather_again(grid, settings, files, witness)
         _note(settings, "sites gathered again", round=completed, sites=[member.site for member in members])
     else:
@@ -92,8 +93,8 @@ def run_study(grid: Grid, settings: RunSettings, files: RunFiles, key: Ed25519Pr
         decoder = anchored.decoder
         save_checkpoint(files.decoder, protocol, 0, decoder)
         _note(settings, "anchored", generator=anchored.generator, sites=anchored.report["sites"])
-    if training.rounds == 0:
-        write_atomic(files.rounds, "")
+    if training.rounds == 0 and anchored is not None:
+        write_atomic(files.rounds, json.dumps(anchored.line()) + "\n")
     if settings.record is None:
         strategy = LipschitzFedAvg(protocol, decoder, members, observe, witness, completed, roll)
     else:

@@ -76,6 +76,11 @@ def plan_audit(
     `SchemaError` for a number of canaries that does not fit the site or the schema.
     """
     protocol = load_protocol(path, overrides)
+    if protocol.study.training.rounds == 0:
+        raise UsageError(
+            'training.mode = "anchored" has no rounds whose messages could be attacked',
+            fix="its statistics are audited by likelihood ratio in the software's own tests; see docs/anchor.md",
+        )
     tables = load_sites(directory, protocol)
     study, patients = protocol.study, {name: len(table) for name, table in tables.items()}
     if site is None:

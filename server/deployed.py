@@ -158,7 +158,7 @@ def _release(started: Launch, decision: Decision) -> dict[str, Any]:
         "mode": protocol.study.training.mode,
         "sites": sites["joined"],
         "not_joined": sites["not_joined"],
-        "rounds": len(rounds),
+        "rounds": protocol.study.training.rounds,
         "rows": expected,
         "certificate": max(line["certificate"] for line in rounds),
         "epsilon": epsilon,
@@ -209,5 +209,5 @@ def released_names(files: RunFiles) -> list[str]:
         files.sites,
         files.study,
     ]
-    optional = (files.release, files.evaluation, files.audit, files.gates)
+    optional = (files.anchor, files.release, files.evaluation, files.audit, files.gates)
     return sorted(path.name for path in [*paths, *(p for p in optional if p.exists())])

@@ -77,7 +77,7 @@ def guarded(name: str, limit: float | str | None, gate: Callable[[], GateResult]
 
 def certificate_gate(certificates: Sequence[Any], rounds: int, bound: float | None) -> GateResult:
     """Every round's Lipschitz certificate is at most the declared bound; `bound` None: none is declared (mode none)."""
-    source = "rounds.jsonl: the certificate of every round"
+    source = "rounds.jsonl: the certificate of every round, of an anchored study that of its decoder"
     if len(certificates) != rounds:
         return GateResult(
             "certificate", False, f"{len(certificates)} of {rounds} rounds have a certificate", bound,

@@ -102,7 +102,7 @@ def judge(candidate: Candidate) -> GatesDocument:
             "certificate",
             bound,
             lambda: certificate_gate(
-                [line.get("certificate") for line in candidate.rounds], study.training.rounds, bound
+                [line.get("certificate") for line in candidate.rounds], max(1, study.training.rounds), bound
             ),
         ),
         guarded(

@@ -56,12 +56,14 @@ def summary_table(summary: dict[str, Any]) -> RichTable:
     for name, reason in summary["not_joined"].items():
         table.add_row("not joined", f"{name}: {reason}")
     table.add_row("patients", f"{patients}, none of whose rows left its site")
-    table.add_row("rounds", str(summary["rounds"]))
+    table.add_row("rounds", str(summary["rounds"]) if summary["rounds"] else "none: anchored")
     bound = summary["certificate_bound"]
     limit = f" (bound of the study: {bound:g})" if bound is not None else " (no bound declared)"
     table.add_row("Lipschitz certificate", f"{summary['certificate']:.4f}{limit}")
     moves = [e["largest_move_of_decoder_per_round"] for e in summary["exposure"].values()]
-    if all(isinstance(move, float) for move in moves):
+    if summary["rounds"] == 0:
+        table.add_row("exposure", "two messages of noised statistics from each site")
+    elif all(isinstance(move, float) for move in moves):
         table.add_row("exposure", f"a site moves the global decoder by at most {max(moves):.3f} a round (2wC)")
     else:
         table.add_row("exposure", "unbounded (non-private reference)")

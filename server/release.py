@@ -19,6 +19,7 @@ from common.evaluation.metrics import evaluate
 from common.files import write_atomic
 from common.gates import OverrideRecord, override_summary, read_gates
 from common.keys import key_id
+from common.privacy.anchor import due_spends
 from common.privacy.events import Event
 from common.privacy.ledger import Ledger
 from common.privacy.ledger_entries import Findings
@@ -80,7 +81,7 @@ def _release_simulation(
     sites = json.loads(files.sites.read_text(encoding="utf-8"))
     rounds = read_rounds(files)
     patients = {name: joined["patients"] for name, joined in sites["joined"].items()}
-    ledgers, problems = check_ledgers(files, protocol.digest, rounds, patients)
+    ledgers, problems = check_ledgers(files, protocol, rounds, patients)
     audit = decision.audit or former_audit(files)
     files.privacy.unlink(missing_ok=True)
     statement = None
@@ -171,11 +172,11 @@ def former_audit(files: RunFiles) -> GivenAudit | None:
 
 
 def check_ledgers(
-    files: RunFiles, digest: str, rounds: Sequence[Mapping[str, Any]], patients: Iterable[str]
+    files: RunFiles, protocol: Protocol, rounds: Sequence[Mapping[str, Any]], patients: Iterable[str]
 ) -> tuple[dict[str, Findings], list[str]]:
     """What the ledgers hold that can be read, and everything that is wrong with those of the sites that joined."""
     found: dict[str, Findings] = {}
-    problems = []
+    problems, study, digest = [], protocol.study, protocol.digest
     for site in sorted(patients):
         path = files.ledgers / f"{site}.sqlite"
         if not path.exists():
@@ -188,7 +189,8 @@ def check_ledgers(
             problems.append(f"{site}: {error.message}")
             continue
         spent = {entry.round for entry in found[site].entries if entry.study == digest}
-        unpaid = [line["round"] for line in rounds if site in line["answered"] and line["round"] not in spent]
+        answered = [line["round"] for line in rounds if site in line["answered"]]
+        unpaid = [number for number in answered if not due_spends(study, number) <= spent]
         if unpaid:
             problems.append(f"{site}: its ledger does not show the update of {len(unpaid)} round(s)")
     return found, problems
@@ -232,7 +234,7 @@ def released_files(files: RunFiles) -> list[Path]:
     channel = files.out / CHANNEL_RELEASE
     return [
         *([channel] if channel.exists() else []),
-        *(path for path in (files.evaluation, files.audit, files.gates) if path.exists()),
+        *(path for path in (files.anchor, files.evaluation, files.audit, files.gates) if path.exists()),
         files.cohort_csv,
         files.cohort_parquet,
         files.croissant,
@@ -360,7 +362,7 @@ def summarise(
         "mode": study.training.mode,
         "sites": sites["joined"],
         "not_joined": sites["not_joined"],
-        "rounds": len(rounds),
+        "rounds": study.training.rounds,
         "certificate": max(line["certificate"] for line in rounds),
         "certificate_bound": study.model.decoder_lipschitz if study.training.mode != "none" else None,
         "epsilon": largest_epsilon(statement),

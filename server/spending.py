@@ -27,10 +27,11 @@ def round_event(study: Study, number: int, weight: float, patients: int) -> Even
 def planned_events(protocol: Protocol, patients: Mapping[str, int], rounds: int) -> dict[str, list[Event]]:
     """The spends of every site over the `rounds` it was asked for, the rows and the evaluation it was asked for."""
     study, total = protocol.study, sum(patients.values())
+    asked = min(rounds, study.training.rounds)  # an anchored study has a line for round 0 and no round
     events: dict[str, list[Event]] = {
         site: [
             *anchor_events(study),
-            *(round_event(study, number, count / total, count) for number in range(1, rounds + 1)),
+            *(round_event(study, number, count / total, count) for number in range(1, asked + 1)),
         ]
         for site, count in patients.items()
     }

@@ -112,7 +112,7 @@ def _study(state: StateFolder, runs: Runs | None, spend: bool) -> tuple[dict[str
         "out": str(files.out),
         "run": str(launch["run"]),
         "status": "unknown" if run is None else run.outcome if run.over else run.status,
-        "round": len(rounds),
+        "round": min(len(rounds), settings.protocol.study.training.rounds),
         "rounds": settings.protocol.study.training.rounds,
         "current_round": standing.current,
         "failure": None if going else _failure(files),

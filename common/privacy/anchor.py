@@ -45,6 +45,11 @@ def anchor_event(study: Study, step: Step) -> GaussianStatistics:
     )
 
 
+def due_spends(study: Study, number: int) -> set[int]:
+    """Under which numbers a site's ledger must hold what it answered in a line of rounds.jsonl: 0 is the anchor."""
+    return {anchor_round(study, step) for step in STEPS} if number == 0 else {number}
+
+
 def anchor_events(study: Study) -> tuple[GaussianStatistics, ...]:
     """Both spends in order; none if the study has no anchor."""
     return () if study.anchor.epsilon is None else tuple(anchor_event(study, step) for step in STEPS)

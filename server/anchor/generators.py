@@ -42,6 +42,19 @@ class Anchored:
     decoder: Decoder
     report: dict[str, Any]
 
+    def line(self) -> dict[str, Any]:
+        """The one line of rounds.jsonl of a study without rounds: round 0, the certificate, who answered both steps."""
+        sites = self.report["sites"]
+        return {
+            "round": 0,
+            "answered": [site for site in sites["marginals"] if site in sites["moments"]],
+            "dropped": {},
+            "certificate": self.report["decoder_certificate"],
+            "step_norm": 0.0,
+            "seconds": 0.0,
+            "server_seconds": 0.0,
+        }
+
     @property
     def generator(self) -> str:
         """ "copula" or "decoder": what the study says, or the nearer one."""

@@ -20,7 +20,7 @@ from common.anchor.marginals import MarginalStatistics
 from common.anchor.moments import moment_sensitivity, moment_vector, unpack
 from common.errors import OutputError
 from common.files import write_atomic
-from common.privacy.anchor import Step, anchor_event
+from common.privacy.anchor import STEPS, Step, anchor_event
 from common.study import Protocol
 from server.anchor.repair import repair_marginals, repair_moments
 
@@ -80,10 +80,8 @@ class Statistics:
         comparison of generators, since the noise in w is the same for all.
         """
         found = 0.0
-        for step, vector in (
-            ("marginals", self.counts.vector(levels)),
-            ("moments", moment_vector(self.features, levels)),
-        ):
+        vectors = (self.counts.vector(levels), moment_vector(self.features, levels))
+        for step, vector in zip(STEPS, vectors, strict=True):
             pooled, sensitivity = self._of(step)
             noise = self.noise(step) / pooled.total
             squared = float(np.square(vector / len(levels) - pooled.values / pooled.total).sum())

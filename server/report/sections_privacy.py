@@ -83,6 +83,14 @@ def _chart(documents: Documents) -> list[Block]:
     ]
 
 
+ANCHOR_LEAVES = (
+    "Two messages of statistics, a Gaussian mechanism of ε = {epsilon:g} together for one patient of the site"
+    " (replace-one, δ as stated, against public, member and coordinator alike): counts of every column's levels or"
+    " bins, and second moments of rows encoded with the noised counts and clipped to a radius. What is made of them is"
+    " post-processing."
+)
+
+
 def exposure(documents: Documents) -> Section:
     """What left every site, round by round."""
     study, sites = documents.protocol.study, documents.sites
@@ -103,10 +111,15 @@ def exposure(documents: Documents) -> Section:
     missing = [(name, "", "", "", "", f"did not take part: {why}") for name, why in sites["not_joined"].items()]
     bounded = documents.bound is not None
     blocks: list[Block] = [
+        *([Paragraph(ANCHOR_LEAVES.format(epsilon=study.anchor.epsilon))] if study.anchor.epsilon is not None else []),
         Paragraph(
-            "A decoder update a round,"
-            f" {f'of Euclidean norm at most {study.training.update_norm:g}' if bounded else 'without any bound'}."
-            " No patient row, no encoder, no optimiser state and no loss leaves a site."
+            (
+                "A decoder update a round,"
+                f" {f'of Euclidean norm at most {study.training.update_norm:g}' if bounded else 'without any bound'}."
+                if study.training.rounds > 0
+                else "There were no rounds; round 0 below is the anchor."
+            )
+            + " No patient row, no encoder, no optimiser state and no loss leaves a site."
         ),
         table(
             "Sites, weights and updates. The largest move is 2 w C, with the rest of the round held fixed (T2): it"

@@ -170,7 +170,10 @@ def data_steward(documents: Documents) -> Reader:
     released = released_rows(documents.statement)
     bounded = documents.bound is not None
     each = f"of Euclidean norm at most {study.training.update_norm:g} each" if bounded else "without any bound"
-    total = f"{len(documents.rounds)} decoder updates"
+    rounds = study.training.rounds
+    total = f"{rounds} decoder updates"
+    if study.anchor.epsilon is not None:
+        total = f"two messages of noised statistics{f' and {total}' if rounds else ''}"
     if released:
         total += f" and {sum(released.values())} rows through the stochastic channel"
     by_site = f" Rows by site: {', '.join(f'{name}: {count}' for name, count in released.items())}." if released else ""
@@ -178,7 +181,8 @@ def data_steward(documents: Documents) -> Reader:
         Verdict(
             "What left a site",
             f"at most {total}" if documents.consortium is not None else total,
-            f"Updates {each}. No patient row, no encoder, no loss.{by_site} Mode {mode_in_words(study)}.",
+            (f"Updates {each}. " if rounds else "")
+            + f"No patient row, no encoder, no loss.{by_site} Mode {mode_in_words(study)}.",
             "recorded",
             "exposure",
         )

@@ -10,6 +10,7 @@ from common.study import Study
 MODES = {
     "constrained": "constrained: Lipschitz-bounded networks, updates projected to a fixed norm, {noise}",
     "dpsgd": "dpsgd: gradients clipped per patient and noised (DP-SGD) on Lipschitz-bounded networks",
+    "anchored": "anchored: noised statistics of every site once, and a generator made of them alone",
     "none": "none: the non-private reference, no constraint of any kind",
 }
 MODELS = {"gradient_boosting": "gradient boosting", "logistic_regression": "logistic regression"}

@@ -79,7 +79,7 @@ def test_the_noise_is_that_of_the_events(tmp_path: Path) -> None:
     sent: dict[Step, list[np.ndarray]] = {"marginals": [], "moments": []}
     for number in range(12):
         hospital = Hospital(tmp_path / f"s{number}", POLICY).joined(PROTOCOL)
-        for step, values in (("marginals", COUNTS.size), ("moments", MOMENTS)):
+        for step, values in zip(STEPS, (COUNTS.size, MOMENTS), strict=True):
             reply = hospital.anchor(anchor_request(PROTOCOL, step, None if step == "marginals" else UNIFORM), values)
             assert reply.statistics is not None
             sent[step].append(reply.statistics[0])

@@ -1,4 +1,4 @@
-"""Where the attack gates take their numbers from: the attack report of a simulation, or what the sites sent.
+"""Where the attack gates of a simulation take their numbers from: its attack report (between sites: `gate_sites`).
 
 Rates and intervals are computed anew from the counts, never taken from the file.
 """
@@ -13,7 +13,6 @@ from typing import Any
 from common.evaluation.attacks.counts import AttackCounts
 from common.evaluation.attacks.risk import difference, excess, fisher
 from common.evaluation.attacks.scores import LEVELS, ScoreCounts, auroc, true_positives
-from common.evaluation.results import ALL
 from server.gates import AttackEvidence, Measured
 
 # The attacks that each gate asks for, by the beginning of their names.
@@ -25,9 +24,6 @@ ATTACKS: Mapping[str, str] = {
     "membership": "membership_",
 }
 HELD_OUT = "run it again with held-out patients, `--test FILE`, or `cohortium release RUN --test FILE`"
-FEDERATED = (
-    "a study whose [evaluation] has the sites count attacks, with a hold-out; or one that does not declare this gate"
-)
 
 
 def simulated_attacks(metrics: Mapping[str, Any] | None) -> tuple[Mapping[str, Any] | None, str]:
@@ -37,21 +33,6 @@ def simulated_attacks(metrics: Mapping[str, Any] | None) -> tuple[Mapping[str, A
     found = metrics.get("attacks")
     if found is None:
         return None, "metrics.json holds no attacks"
-    return (found["report"], "") if found.get("report") is not None else (None, str(found.get("reason")))
-
-
-def federated_attacks(evaluation: Mapping[str, Any] | None) -> tuple[Mapping[str, Any] | None, str]:
-    """The attack report of all sites together in evaluation.json, or None and why there is none.
-
-    It is the report of `common.evaluation.attacks.report`, by itself or under `report` beside a reason.
-    """
-    if evaluation is None:
-        return None, "the study has no evaluation by the sites"
-    found = evaluation["results"][ALL].get("attacks")
-    if found is None:
-        return None, "the sites' evaluation holds no attacks"
-    if "attacks" in found:
-        return found, ""
     return (found["report"], "") if found.get("report") is not None else (None, str(found.get("reason")))
 
 

@@ -38,13 +38,15 @@ class GateResult:
 class Measured:
     """One attack on patients: how much better it does on them than on the control, and the end of its 95 % interval.
 
-    `p_value` is of "by chance"; None where it is not used.
+    `p_value` is of "by chance"; None where it is not used. `beyond_chance` says, where no p-value can be had, that the
+    interval lies above what chance gives.
     """
 
     what: str
     value: float
     high: float
     p_value: float | None = None
+    beyond_chance: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,14 +165,19 @@ def attack_gate(name: str, evidence: AttackEvidence, limit: float) -> GateResult
 def copies_gate(evidence: AttackEvidence, limit: float) -> GateResult:
     """As `attack_gate`, and none of the kinds of copies occurs more often than chance allows."""
     found = attack_gate("copies", evidence, limit)
-    beyond = [each for each in evidence.measured if each.p_value is not None and each.p_value < COPIES_LEVEL]
+    beyond = [each for each in evidence.measured if each.beyond_chance or _unlikely(each.p_value)]
     if not beyond or evidence.missing:
         return found
     worst = min(beyond, key=lambda each: each.p_value or 0.0)
+    how = "the 95 % interval lies above chance" if worst.p_value is None else f"p = {worst.p_value:.2g}"
     source = f"{evidence.source}; {worst.what}: {worst.value:.4g} more of the patients than of the control have one"
-    words = f"copies that are not by chance (p = {worst.p_value:.2g})"
+    words = f"copies that are not by chance ({how})"
     fix = "patients are in the cohort: release nothing of it, and train shorter or with noise"
     return GateResult("copies", False, words, limit, fix, source)
+
+
+def _unlikely(p_value: float | None) -> bool:
+    return p_value is not None and p_value < COPIES_LEVEL
 
 
 def _no_evidence(name: str, evidence: AttackEvidence, limit: float) -> GateResult | None:

@@ -17,7 +17,8 @@ from common.override import NOT_SUBJECTS, check_reason, override_of
 from common.signing import digests_of, load_json
 from common.study import Protocol
 from server.gate_audit import GivenAudit, audit_gate
-from server.gate_evidence import FEDERATED, HELD_OUT, attack_evidence, federated_attacks, simulated_attacks
+from server.gate_evidence import HELD_OUT, attack_evidence, simulated_attacks
+from server.gate_sites import sites_evidence
 from server.gates import (
     GateResult,
     attack_gate,
@@ -247,17 +248,16 @@ def _attacks(candidate: Candidate, name: str) -> GateResult:
     limit = getattr(protocol.study.gates, ATTACK_KEYS[name])
 
     def gate() -> GateResult:
+        secrets = protocol.study.evaluation.secrets or ((protocol.target,) if protocol.target else ())
         if candidate.simulation:
             report, why = simulated_attacks(candidate.metrics)
-            source, get = "metrics.json: attacks", HELD_OUT
             sampled = ((candidate.metrics or {}).get("sampled") or {}).get("attacks")
+            source = "metrics.json: attacks"
+            evidence = attack_evidence(
+                name, report, why_missing=why, source=source, get=HELD_OUT, secrets=secrets, sampled=sampled
+            )
         else:
-            report, why = federated_attacks(candidate.evaluation)
-            source, get, sampled = "evaluation.json: attacks, all sites", FEDERATED, None
-        secrets = protocol.study.evaluation.secrets or ((protocol.target,) if protocol.target else ())
-        evidence = attack_evidence(
-            name, report, why_missing=why, source=source, get=get, secrets=secrets, sampled=sampled
-        )
+            evidence = sites_evidence(name, candidate.evaluation, secrets)
         return copies_gate(evidence, limit) if name == "copies" else attack_gate(name, evidence, limit)
 
     return guarded(name, limit, gate)

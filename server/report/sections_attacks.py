@@ -58,11 +58,6 @@ def attacks(documents: Documents) -> Section:
     return Section("attacks", title, (*blocks, *attack_blocks(found["report"], "attack")))
 
 
-def is_report(found: Any) -> bool:
-    """Whether it has the form of `common.evaluation.attacks.report`, which this page can draw."""
-    return isinstance(found, Mapping) and {"attacks", "membership", "overall", "rows", "confidence"} <= set(found)
-
-
 def name_of(attack: Mapping[str, Any]) -> str:
     """An attack with its secret and setting in words."""
     counts = attack["counts"]

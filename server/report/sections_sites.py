@@ -9,8 +9,8 @@ from common.evaluation.results import ALL
 from server.report import figures_fidelity, figures_outcome
 from server.report.blocks import Block, Gallery, Heading, Note, Paragraph, Picture, Section, table
 from server.report.documents import Documents
-from server.report.sections_attacks import attack_blocks, is_report
-from server.report.words import MODELS, TRAINED, interval, number, percent, plural, sentence
+from server.report.sections_site_attacks import is_counted, site_attack_blocks
+from server.report.words import MODELS, TRAINED, interval, number, percent
 
 DRAWN = 32  # columns that are drawn
 NOT_FOUND = "not known: too few counts were shown"
@@ -52,6 +52,10 @@ def federated(documents: Documents) -> Section:
     )
     for part in PARTS.values():
         blocks += part(results, documents)
+    left_out = found.get("not_measured") or {}
+    if left_out:
+        why = "; ".join(f"{name.replace('_', ' ')}: {reason}" for name, reason in sorted(left_out.items()))
+        blocks.append(Paragraph(f"Not measured: {why}."))
     known = {"marginal_mean", "sites_counted", "marginal_shares", *PARTS}
     further = sorted({key for one in results.values() for key in one} - known)
     if further:
@@ -175,13 +179,15 @@ def _utility(results: Results, documents: Documents) -> list[Block]:
             model, _, level = name.partition("/")
             label = _level(documents, level)
             auroc = interval(value) if value["value"] is not None else NOT_FOUND
-            rows.append((f"{site}: {MODELS.get(model, model)}, {label}", auroc, str(value["patients"])))
+            gap = interval(value["observed_minus_predicted"])
+            rows.append((f"{site}: {MODELS.get(model, model)}, {label}", auroc, gap, str(value["patients"])))
             if site == ALL:
                 pictures += _calibrated(value, f"{MODELS.get(model, model)}: {label}", len(pictures))
     if not rows:
         return [*blocks, Paragraph(_why_no_utility(documents))]
     caption = "AUROC of models trained on the cohort, 95 % intervals over chance and noise; 0.5 is chance"
-    blocks.append(table(caption, ["site and model", "#AUROC", "#patients"], rows))
+    header = ["site and model", "#AUROC", "#observed minus predicted risk (0 is right)", "#patients"]
+    blocks.append(table(caption, header, rows))
     if pictures:
         blocks += [
             Paragraph("Observed share in bins of the predicted risk, all sites together."),
@@ -191,15 +197,18 @@ def _utility(results: Results, documents: Documents) -> list[Block]:
 
 
 def _calibrated(value: Mapping[str, Any], title: str, index: int) -> list[Picture]:
-    bins = [(k + 1, share) for k, (_, share) in enumerate(value["calibration"]) if share is not None]
+    bins = [(k + 1, line["observed"]) for k, line in enumerate(value["calibration"]) if line["observed"] is not None]
     if not bins:
         return []
     description = f"Observed share of patients with the outcome by bin of the predicted risk, {title}."
     svg = figures_outcome.observed(bins, f"sitecalibration{index}", description)
     numbers = table(
         f"Observed shares, {title}",
-        ["bin of the predicted risk, from the lowest", "#patients", "#observed share"],
-        [(f"{k + 1}", number(n, 1), percent(share)) for k, (n, share) in enumerate(value["calibration"])],
+        ["bin of the predicted risk, from the lowest", "#patients", "#observed share", "#predicted risk"],
+        [
+            (f"{k + 1}", number(line["patients"], 1), percent(line["observed"]), percent(line["predicted"]))
+            for k, line in enumerate(value["calibration"])
+        ],
         folded="Numbers",
     )
     return [Picture(svg, title, numbers)]
@@ -243,29 +252,33 @@ def _scores(results: Results, documents: Documents) -> list[Block]:
     rows = []
     for site, one in _in_order(results):
         for name, value in one.get("scores", {}).items():
-            trained, model, level, score = name.split("/")
-            words = f"{site}: {MODELS.get(model, model)}, {_level(documents, level)}, {TRAINED.get(trained, trained)}"
+            trained, _, rest = name.partition("/")
+            if trained not in TRAINED:
+                continue  # detection and attacks are read with their intervals above and below
+            model, level, score = rest.split("/")
+            words = f"{site}: {MODELS.get(model, model)}, {_level(documents, level)}, {TRAINED[trained]}"
             rows.append((words, score, number(value) if value is not None else "not possible there"))
     if not rows:
         return []
     return [table("Scores that the sites sent", ["site, model and training", "score", "#value"], rows)]
 
 
-def _attacks(results: Results, documents: Documents) -> list[Block]:
-    """Reports in the form of `common.evaluation.attacks.report`, by site; others are named only."""
-    found = [(site, one["attacks"]) for site, one in _in_order(results) if one.get("attacks")]
-    if not found:
+def _detection(results: Results, documents: Documents) -> list[Block]:
+    rows = [
+        (f"{site}, values {'as they are' if seen == 'exact' else 'in bins'}", interval(value), str(value["patients"]))
+        for site, one in _in_order(results)
+        for seen, value in (one.get("detection") or {}).items()
+        if value is not None
+    ]
+    if not rows:
         return []
-    blocks: list[Block] = [Heading("Attacks on the sites' own patients")]
-    for index, (site, report) in enumerate(found):
-        if is_report(report):
-            blocks += [Heading(site), *attack_blocks(report, f"site{index}")]
-        elif isinstance(report, Mapping) and report.get("reason"):
-            blocks.append(Paragraph(f"{site}: {sentence(str(report['reason']))}"))
-        else:
-            size = plural(len(report), "entry", "entries") if hasattr(report, "__len__") else "a number"
-            blocks.append(Paragraph(f"{site}: {size} under attacks in evaluation.json."))
-    return blocks
+    caption = "AUROC of a classifier that tells rows from patients, un-noised; 0.5 is chance"
+    return [table(caption, ["site", "#AUROC", "#patients"], rows, folded="Detection")]
+
+
+def _attacks(results: Results, documents: Documents) -> list[Block]:
+    found = [(site, one["attacks"]) for site, one in _in_order(results) if is_counted(one.get("attacks"))]
+    return site_attack_blocks(found) if found else []
 
 
 def _mean(values: Any) -> float | None:
@@ -280,5 +293,6 @@ PARTS: Mapping[str, Callable[[Results, Documents], list[Block]]] = {
     "utility": _utility,
     "groups": _groups,
     "scores": _scores,
+    "detection": _detection,
     "attacks": _attacks,
 }

@@ -9,7 +9,8 @@ from common.evaluation.results import ALL
 from common.privacy.statement import epsilon_in_words, largest_epsilon
 from server.report.blocks import Reader, State, Verdict
 from server.report.documents import NO_PATIENTS, Documents
-from server.report.sections_attacks import LINE, is_report, name_of
+from server.report.sections_attacks import LINE, name_of
+from server.report.sections_site_attacks import findings, is_counted
 from server.report.words import interval, mode_in_words, number, p_value, plural, released_rows, sentence
 
 SITES_NAMED = 6  # that have a line of their own on the first page
@@ -62,9 +63,9 @@ def _attacks(documents: Documents) -> list[Verdict]:
     found, reason = documents.part("attacks")
     if found is None and documents.evaluation is not None:
         # Between hospitals the sites attack their own patients, where the study asks for it.
-        report = documents.evaluation["results"].get(ALL, {}).get("attacks")
-        if is_report(report):
-            found = {"report": report}
+        counted = documents.evaluation["results"].get(ALL, {}).get("attacks")
+        if is_counted(counted):
+            return [_counted(counted)]
     if found is None:
         why = f"{sentence(reason)} An attack that was not tried is no result."
         if reason == NO_PATIENTS and documents.evaluation is not None:
@@ -126,6 +127,25 @@ def _attacks(documents: Documents) -> list[Verdict]:
             )
         )
     return verdicts
+
+
+def _counted(found: Mapping[str, Any]) -> Verdict:
+    """The sites' own attacks, all sites together."""
+    tried = [each for each in findings(found) if not each.reason]
+    if not tried:
+        why = "no attack was possible: too few patients or held-out patients"
+        return Verdict("What was attacked", "not measured", why, "measured", "sites-evaluation", "none")
+    leaks = [each for each in tried if each.leaks]
+    listed = "; ".join(f"{each.name}: {each.reached}" for each in (leaks or tried)[:3])
+    return Verdict(
+        "Attacks at the sites, all together",
+        f"{len(leaks)} of {len(tried)} above chance" if leaks else "no difference found",
+        f"{sentence(listed)} One interval in forty lies above chance by chance. A failed attack is no evidence of"
+        " privacy.",
+        "measured",
+        "sites-evaluation",
+        "bad" if leaks else "",
+    )
 
 
 def _membership(scores: list[Mapping[str, Any]]) -> Verdict:

@@ -10,7 +10,7 @@ from common.errors import DataError
 from common.evaluation.attacks.suite import run_attacks
 from common.schema import parse_schema
 from common.table import Table
-from server.gate_evidence import ATTACKS, attack_evidence, federated_attacks, simulated_attacks
+from server.gate_evidence import ATTACKS, attack_evidence, simulated_attacks
 from server.gates import GateResult, attack_gate, copies_gate
 
 SCHEMA = parse_schema(
@@ -118,6 +118,3 @@ def test_where_reports_are_found(fresh: dict[str, Any]) -> None:
     assert simulated_attacks({"attacks": {"reason": "", "report": fresh}}) == (fresh, "")
     assert simulated_attacks({"attacks": {"reason": "no control"}}) == (None, "no control")
     assert simulated_attacks(None)[0] is None and simulated_attacks({})[0] is None
-    assert federated_attacks({"results": {"all sites": {"attacks": fresh}}}) == (fresh, "")
-    assert federated_attacks({"results": {"all sites": {"attacks": {"report": fresh}}}}) == (fresh, "")
-    assert federated_attacks({"results": {"all sites": {}}})[0] is None and federated_attacks(None)[0] is None

@@ -1,6 +1,7 @@
 """The page as its readers meet it: every part there, nothing from outside, usable by keyboard and by ear."""
 
 import functools
+import json
 import re
 from collections import Counter
 from dataclasses import replace
@@ -266,11 +267,24 @@ def test_what_the_sites_counted_is_drawn_and_tabled() -> None:
 def test_results_of_the_sites_that_this_version_does_not_know_are_named() -> None:
     found = deployment()
     assert found.evaluation is not None
-    report = simulation("none").metrics["attacks"]["report"]  # type: ignore[index]
-    more = {site: {**one, "attacks": report, "novel": 1} for site, one in found.evaluation["results"].items()}
+    more = {site: {**one, "novel": 1} for site, one in found.evaluation["results"].items()}
     text = Tree(render(replace(found, evaluation={**found.evaluation, "results": more}))).text
     assert "evaluation.json holds more than this page shows: novel." in text
-    assert "Attacks on the sites' own patients" in text and "All attacks together" in text
+
+
+def test_attacks_that_the_sites_counted_are_tabled_and_reach_the_first_page() -> None:
+    found = deployment()
+    assert found.evaluation is not None
+    text = Tree(render(found)).text
+    assert "Attacks on the sites' own patients" in text and "Attacks at the sites, all together" in text
+    for words in ("membership, density ratio, AUROC", "exact copies, share of patients", "linking the two halves"):
+        assert f"all sites: {words}" in text
+    assert "Not measured: " in text and "singling out" in text
+    planted: Any = json.loads(json.dumps(found.evaluation))
+    difference = planted["results"]["all sites"]["attacks"]["copies"]["exact"]["difference"]
+    difference.update({"value": 0.4, "low": 0.3, "high": 0.5})
+    alarm = Tree(render(replace(found, evaluation=planted))).text
+    assert "Above chance: all sites, exact copies" in alarm and "above chance" in alarm
 
 
 def test_names_are_text_everywhere() -> None:

@@ -1,22 +1,52 @@
-"""How the suite is divided over workers; `make test` starts two (pytest-xdist, `--dist loadgroup`)."""
+"""How the suite is divided over workers; `make test` starts two (pytest-xdist)."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 FIRST = ("deadlines", "federation")  # these markers, each on one worker, before everything else
+LEAST_URGENT = 19
+ROOT = Path(__file__).parents[1]
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Keep every file on one worker, and what starts many processes on one worker a kind.
 
     Fixtures of a module start servers: a file on two workers would start them twice. Consortia with deadlines in real
-    time never run beside each other, nor do simulations. They take longest, so that they do not come last.
+    time never run beside each other, nor do simulations.
     """
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_kind(item) or item.location[0]))
-    items.sort(key=lambda item: FIRST.index(kind) if (kind := _kind(item)) else len(FIRST))
+    from xdist.scheduler.loadscope import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid.split("::", 1)[0])
+
+    return ByFile(config, log)
 
 
-def _kind(item: pytest.Item) -> str | None:
-    return next((marker for marker in FIRST if item.get_closest_marker(marker) is not None), None)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest does not come last."""
+    items.sort(key=lambda item: [*FIRST, _group(item.location[0])].index(_group(item.location[0])))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Whatever has no deadline yields the processor to what has: it computes while those wait for each other.
+
+    The worker with the deadlines begins with them, and comes here when they are over.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ and _group(item.location[0]) != "deadlines":
+        os.nice(LEAST_URGENT - os.nice(0))
+
+
+@cache
+def _group(file: str) -> str:
+    """The first of these markers that the file puts on all its tests, or else the file (relative to the root)."""
+    # From the text, since the process that divides the work sees names only.
+    marks = [line for line in (ROOT / file).read_text(encoding="utf-8").splitlines() if line.startswith("pytestmark")]
+    return next((marker for marker in FIRST if any(f"mark.{marker}" in line for line in marks)), file)

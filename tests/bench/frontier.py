@@ -42,6 +42,7 @@ POINTS: dict[str, tuple[str, ...]] = {
     "default": (),
     "none": (FREE,),
     "L = 5": ("model.decoder_lipschitz=5.0",),
+    "L = 10": ("model.decoder_lipschitz=10.0",),
     "none, 40 epochs": (FREE, "training.rounds=20"),
     "none, 160 epochs": (FREE, "training.rounds=80"),
     "160 epochs": ("training.rounds=80",),

@@ -94,7 +94,8 @@ def run_study(grid: Grid, settings: RunSettings, files: RunFiles, key: Ed25519Pr
         save_checkpoint(files.decoder, protocol, 0, decoder)
         _note(settings, "anchored", generator=anchored.generator, sites=anchored.report["sites"])
     if training.rounds == 0 and anchored is not None:
-        write_atomic(files.rounds, json.dumps(anchored.line()) + "\n")
+        line = anchored.line() | {"ended": timestamp(datetime.now(UTC))}
+        write_atomic(files.rounds, json.dumps(line) + "\n")
     if settings.record is None:
         strategy = LipschitzFedAvg(protocol, decoder, members, observe, witness, completed, roll)
     else:

@@ -62,8 +62,8 @@ def site_attack_blocks(lines: Sequence[tuple[str, Mapping[str, Any]]]) -> list[B
     blocks.append(
         Paragraph(
             "Each attack has the cohort only. It is counted on patients who took part and on held-out ones, its"
-            " control; what it reaches beyond the control speaks of the patients. Intervals are 95 % over chance and noise. A"
-            " failed attack is no evidence of privacy."
+            " control; what it reaches beyond the control speaks of the patients. Intervals are 95 % over chance and"
+            " noise. A failed attack is no evidence of privacy."
         )
     )
     if rows:

@@ -62,8 +62,10 @@ class Anchored:
 
     def sample(self, rows: int, seed: int) -> Iterator[Table]:
         """Rows of the chosen generator."""
-        if self.generator == "copula":
-            return self.copula.sample(rows, seed)
+        return self.copula.sample(rows, seed) if self.generator == "copula" else self.decoder_rows(rows, seed)
+
+    def decoder_rows(self, rows: int, seed: int) -> Iterator[Table]:
+        """Rows of the decoder's prior, whichever generator was chosen."""
         return sample_prior(self.decoder, TableEncoding(self.protocol.schema), rows, seed)
 
 

@@ -10,8 +10,11 @@ from server.report.blocks import Block, Heading, Note, Paragraph, table
 from server.report.words import interval, number, percent
 
 FORM = {"membership", "copies", "linkability", "inference"}
-SCORES = {"density": "membership, density ratio", "distance": "membership, distance to the nearest row"}
-KINDS = {"exact": "exact copies", "near": "near copies"}
+SCORES: Mapping[str, str] = {
+    "density": "membership, density ratio",
+    "distance": "membership, distance to the nearest row",
+}
+KINDS: Mapping[str, str] = {"exact": "exact copies", "near": "near copies"}
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,9 @@ def is_counted(found: Any) -> bool:
 def findings(found: Mapping[str, Any]) -> Iterator[Found]:
     """Every attack of one site, or of all together."""
     for score, entry in found["membership"].items():
-        yield from _membership(SCORES.get(score, score), entry)
+        yield from _membership(SCORES.get(score, str(score)), entry)
     for kind, entry in found["copies"].items():
-        yield _rate(KINDS.get(kind, kind), entry)
+        yield _rate(KINDS.get(kind, str(kind)), entry)
     if found["linkability"] is not None:
         yield _rate("linking the two halves of a record", found["linkability"])
     for secret, entry in found["inference"].items():

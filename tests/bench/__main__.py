@@ -3,6 +3,7 @@
 quality     federated, pooled, single-site and unconstrained models on real tables, over seeds
 simulate    wall-clock, peak memory and where the time goes in one `cohortium simulate`
 training    milliseconds a training step, and what the spectral projection costs
+anchor      quality against ε: noised statistics once, and a generator made of them
 channel     quality against ε: rows of the stochastic channel beside rows of the latent prior
 generation  synthetic rows a second on one core, and memory for many rows
 evaluation  seconds that every part of an evaluation takes
@@ -28,6 +29,7 @@ def main() -> None:
     quality = commands.add_parser("quality", help="TSTR, KS, TV of every kind of run")
     simulate = commands.add_parser("simulate", help="time and memory of a simulation")
     training = commands.add_parser("training", help="time of a training step")
+    anchor = commands.add_parser("anchor", help="quality against epsilon of noised statistics")
     channel = commands.add_parser("channel", help="quality against epsilon")
     generation = commands.add_parser("generation", help="rows a second")
     evaluation = commands.add_parser("evaluation", help="time of an evaluation, by part")
@@ -47,13 +49,18 @@ def main() -> None:
     report = commands.add_parser("report-picture", help="the README's picture of the report")
     report.add_argument("run", type=Path, help="the folder of a finished run")
     report.add_argument("png", type=Path, help="where to write the picture")
-    for command in (quality, simulate, training, channel, generation, frontier, evaluation, federated):
+    for command in (quality, simulate, training, anchor, channel, generation, frontier, evaluation, federated):
         command.add_argument("data", type=Path, help="folder with schema.json, sites/*.csv and test.csv")
         command.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
     quality.add_argument("--seeds", type=int, default=3)
     quality.add_argument("--rows", type=int, default=20_000, help="synthetic rows of every run")
     quality.add_argument("--runs", nargs="+", default=["federated", "pooled", "single", "unconstrained"])
     quality.add_argument("--out", type=Path, help="write every single result as JSON lines to this file")
+    anchor.add_argument("--seeds", type=int, default=5)
+    anchor.add_argument("--rows", type=int, default=20_000, help="synthetic rows of every generator")
+    anchor.add_argument("--epsilon", type=float, nargs="+", default=[0.5, 1.0, 3.0, 10.0])
+    anchor.add_argument("--noise", nargs="+", choices=["sites", "pooled"], default=["sites", "pooled"])
+    anchor.add_argument("--generators", nargs="+", choices=["copula", "decoder", "nearest"], default=["nearest"])
     channel.add_argument("--seeds", type=int, default=3)
     channel.add_argument("--rows", type=int, default=20_000, help="synthetic rows of every release")
     channel.add_argument("--epsilon", type=float, nargs="+", default=[0.3, 1.0, 3.0, 10.0, 100.0])
@@ -81,6 +88,8 @@ def main() -> None:
         from tests.bench.simulate import run
     elif arguments.command == "training":
         from tests.bench.training import run
+    elif arguments.command == "anchor":
+        from tests.bench.anchor import run
     elif arguments.command == "channel":
         from tests.bench.channel import run
     elif arguments.command == "generation":

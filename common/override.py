@@ -27,9 +27,9 @@ from common.signing import STATEMENT_TYPE, load_json, read_envelope, sign, state
 
 PREDICATE_TYPE = "urn:cohortium:gate-override:v1"
 FORMER = "former-manifest.json"
-# Written anew when the candidate is released, since they say that it was overridden; the gates' numbers are in the
-# predicate.
-REWRITTEN = frozenset({GATES, "report.html", "README.txt"})
+# Written when the candidate is released: they say that it was overridden, or describe the files that were approved. The
+# gates' numbers are in the predicate.
+REWRITTEN = frozenset({GATES, "report.html", "README.txt", "schema.json", "croissant.json", "ro-crate-metadata.json"})
 NOT_SUBJECTS = frozenset({NOT_RELEASED, FORMER})
 SHORTEST_REASON, FEWEST_WORDS, LONGEST_REASON = 20, 4, 2000
 SECOND_KEY = KeyUse(

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-FIRST = ("deadlines", "federation")  # these markers, each on one worker, before everything else
-LEAST_URGENT = 19
+FIRST = ("deadlines", "federation")  # these markers, each on one worker, before everything else: they take longest
 ROOT = Path(__file__).parents[1]
 
 
@@ -19,7 +17,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Keep every file on one worker, and what starts many processes on one worker a kind.
 
     Fixtures of a module start servers: a file on two workers would start them twice. Consortia with deadlines in real
-    time never run beside each other, nor do simulations.
+    time never run beside each other, nor do simulations; `make test` runs the former by themselves.
     """
     from xdist.scheduler.loadscope import LoadScopeScheduling
 
@@ -33,15 +31,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest does not come last."""
     items.sort(key=lambda item: [*FIRST, _group(item.location[0])].index(_group(item.location[0])))
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Whatever has no deadline yields the processor to what has: it computes while those wait for each other.
-
-    The worker with the deadlines begins with them, and comes here when they are over.
-    """
-    if "PYTEST_XDIST_WORKER" in os.environ and _group(item.location[0]) != "deadlines":
-        os.nice(LEAST_URGENT - os.nice(0))
 
 
 @cache

@@ -65,6 +65,8 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         "max_release_rows": 50,
         "simulation": True,
         "withheld_columns": (),
+        "anchor": True,
+        "stop_after_anchor": False,
         "min_count": 11,
         "max_epsilon_per_study": None,
         "max_epsilon_per_year": None,

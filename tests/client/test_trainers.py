@@ -86,7 +86,7 @@ STUDY = make_study()
 
 
 def test_every_mode_of_a_study_has_a_trainer() -> None:
-    assert set(MODES) == set(get_args(Mode))
+    assert set(MODES) == set(get_args(Mode)) - {"anchored"}  # which has no rounds
 
 
 def test_the_update_stays_inside_its_ball_and_the_projection_is_what_keeps_it_there() -> None:

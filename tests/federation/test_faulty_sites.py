@@ -97,7 +97,8 @@ def test_a_site_that_lies_in_every_round_harms_only_itself(consortium: Consortiu
 
     # 400 MB were offered in two rounds: neither the SuperLink's memory nor its database has taken them. What came until
     # the limit of 64 MiB, after which a site is cut off, has left the database; Flower holds a few copies of it.
-    assert peak_memory(superlink) - before < 5 * LIMIT
+    # About five copies were seen (342 to 400 MB); without the limit they would be of 200 MB each, a GB and more.
+    assert peak_memory(superlink) - before < 7 * LIMIT
     database = consortium.home / "state" / "superlink.db"
     assert database.stat().st_size < HUGE / 2
     with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as reader:

@@ -112,18 +112,13 @@ class StateFolder:
 
 def environment(state: StateFolder) -> dict[str, str]:
     """For every process of Flower: nothing is reported or looked up elsewhere, nothing written outside the folder."""
-    # With an arena for every thread glibc keeps what was freed: large replies would stay in memory many times over.
-    return (
-        {"MALLOC_ARENA_MAX": "2"}
-        | dict(os.environ)
-        | {
-            "FLWR_HOME": str(state.home.resolve()),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "PYTHONUNBUFFERED": "1",
-            "PYTHONSAFEPATH": "1",  # a `server` or `common` in the user's working folder is not ours
-        }
-    )
+    return os.environ | {
+        "FLWR_HOME": str(state.home.resolve()),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONSAFEPATH": "1",  # a `server` or `common` in the user's working folder is not ours
+    }
 
 
 def split_address(address: str, option: str = "") -> tuple[str, int]:
